@@ -1,0 +1,305 @@
+/*
+ * The kernels of collimate, for any language that can call C. Needs <stdint.h> alone.
+ *
+ * Common to all functions, unless one says otherwise:
+ *  - Every pointer to data is device memory, its shape in brackets; "=" outputs are overwritten, "+=" outputs are
+ *    added to. Structs of settings and of pointers are host memory, read before the call returns.
+ *  - Matrices are row-major with a row stride in elements. Rows need no alignment beyond their element's.
+ *  - dtype names the type of the `void *` matrices; statistics, coefficients and sums are float32; token ids, lengths
+ *    and offsets int32; sizes and strides int64. Arithmetic is float32, long sums are float64.
+ *  - Nothing is allocated and nothing synchronises. Work is queued on `stream` (a cudaStream_t; NULL is the default).
+ *  - The returned status is 0, a cudaError_t (> 0), or one of collimate_status (< 0; then nothing was queued).
+ *  - Results do not depend on the rest of the batch, on addresses or on timing: they are the same bits every time.
+ *  - `workspace` is device memory of at least the bytes that the _workspace function of the same name returns, aligned
+ *    to 16; its contents need not be set and mean nothing afterwards. It may be NULL where 0 bytes are asked for.
+ *  - `error` is the device error word: int32 [3] = {code, row, value}, set to zeros by the caller. The first failure
+ *    wins. It may be NULL. Read it at the next synchronisation.
+ */
+#ifndef COLLIMATE_H
+#define COLLIMATE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum collimate_dtype { COLLIMATE_F32 = 0, COLLIMATE_BF16 = 1, COLLIMATE_F16 = 2 };
+
+enum collimate_status {
+    COLLIMATE_OK = 0,
+    COLLIMATE_STATUS_DTYPE = -1,     /* no such dtype tag */
+    COLLIMATE_STATUS_ARGUMENT = -2,  /* a size, stride or setting outside its range */
+    COLLIMATE_STATUS_WORKSPACE = -3  /* the workspace is too small */
+};
+
+/* error[0] */
+enum collimate_error {
+    COLLIMATE_ERROR_NONE = 0,
+    COLLIMATE_ERROR_TOKEN = 1,   /* a target is neither COLLIMATE_IGNORE nor in [0, vocab); value: the target */
+    COLLIMATE_ERROR_LOGITS = 2,  /* a row's logsumexp is not finite (all -inf, or a NaN or +inf); value: its bits */
+    COLLIMATE_ERROR_INDEX = 3    /* an index of rows is outside the matrix; value: the index */
+};
+
+/* The target of a row that is not scored. */
+#define COLLIMATE_IGNORE (-100)
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * token_logprobs: log softmax(z)[target] row by row, z = cap(logits) / temperature.
+ *
+ * Accuracy: |logp - exact| <= 2e-6 max(1, |lse|, |logp|). 16-bit gradients lie within 1 ulp of the rounded exact value
+ * plus 1e-7 |g|, float32 gradients within 1e-6 |g|. Backward adds 1.2e-7 |lse| |g|, the rounding of the lse it is
+ * given, a soft cap 4e-7 soft_cap / temperature |g|, the rounding of tanh.
+ * A row with target COLLIMATE_IGNORE reads no logits; its statistics are 0 and its gradient is 0.
+ * A row with a target outside [0, vocab) does the same, but its logp and lse are NaN, and it sets the error word.
+ * A row that is all -inf has logp = lse = -inf, other statistics and gradient 0, and sets the error word.
+ */
+
+typedef struct {
+    float temperature; /* > 0; 1 for none */
+    float soft_cap;    /* cap(x) = soft_cap tanh(x / soft_cap); 0 for none */
+} collimate_logits_map;
+
+/* Statistics of each row beyond its log-probability; any pointer may be NULL. */
+typedef struct {
+    float *entropy;    /* [rows] =  -sum p ln p */
+    float *hit;        /* [rows] =  1 where no logit is larger than the target's, else 0 */
+    float *mean_logit; /* [rows] =  mean over the vocabulary of the logits as given */
+    float *log_sum_p2; /* [rows] =  ln sum p^2 */
+} collimate_token_statistics;
+
+/* Bytes for collimate_token_logprobs_forward and _fused. 0 for many rows. */
+int64_t collimate_token_logprobs_workspace(int64_t rows, int64_t vocab);
+
+int32_t collimate_token_logprobs_forward(
+    float *logps,                                 /* [rows] = */
+    float *lse,                                   /* [rows] =  logsumexp(z) */
+    const collimate_token_statistics *statistics, /* NULL: none */
+    const void *logits,                           /* [rows, vocab], stride row_stride */
+    const int32_t *targets,                       /* [rows] */
+    const collimate_logits_map *map,              /* NULL: z = logits */
+    int64_t rows, int64_t vocab, int64_t row_stride, int32_t dtype,
+    void *workspace, int64_t workspace_bytes, int32_t *error, void *stream);
+
+/* dlogits = dlogps (onehot(target) - softmax(z)) dz/dlogits. In place where dlogits == logits with one stride. */
+int32_t collimate_token_logprobs_backward(
+    void *dlogits,           /* [rows, vocab] =, stride dlogits_stride; columns beyond vocab are left alone */
+    const float *dlogps,     /* [rows] */
+    const float *lse,        /* [rows], of forward */
+    const void *logits,      /* [rows, vocab], stride logits_stride */
+    const int32_t *targets,  /* [rows] */
+    const collimate_logits_map *map,
+    int64_t rows, int64_t vocab, int64_t logits_stride, int64_t dlogits_stride, int32_t dtype, void *stream);
+
+/* Forward and backward at once, for dlogps = 1: the logits are replaced by (onehot(target) - softmax(z)) dz/dlogits. */
+int32_t collimate_token_logprobs_fused(
+    void *logits_to_gradient,                     /* [rows, vocab] in: logits, out: = gradient, stride row_stride */
+    float *logps,                                 /* [rows] = */
+    float *lse,                                   /* [rows] = */
+    const collimate_token_statistics *statistics, /* NULL: none */
+    const int32_t *targets,                       /* [rows] */
+    const collimate_logits_map *map,
+    int64_t rows, int64_t vocab, int64_t row_stride, int32_t dtype,
+    void *workspace, int64_t workspace_bytes, int32_t *error, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * sequence_sum: sums of token values over sequences, and the way back.
+ * Sequence s is rows cu_scored[s] .. cu_scored[s + 1]; offsets do not decrease. An empty sequence sums to 0.
+ */
+
+int32_t collimate_sequence_sum_forward(
+    float *sums,               /* [sequences] =  sum of weight * logp */
+    int32_t *counts,           /* [sequences] =  rows that are scored; NULL: not wanted */
+    const float *logps,        /* [rows] */
+    const float *weights,      /* [rows], NULL: 1 */
+    const int32_t *targets,    /* [rows]; rows with COLLIMATE_IGNORE are left out; NULL: all are scored */
+    const int32_t *cu_scored,  /* [sequences + 1] */
+    int64_t sequences, void *stream);
+
+int32_t collimate_sequence_sum_backward(
+    float *dlogps,             /* [rows] =  weight * dsums[s]; 0 where left out; rows of no sequence are left alone */
+    const float *dsums,        /* [sequences] */
+    const float *weights,      /* [rows], NULL: 1 */
+    const int32_t *targets,    /* [rows], NULL: all are scored */
+    const int32_t *cu_scored,  /* [sequences + 1] */
+    int64_t sequences, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * preference_loss: losses on pairs, their gradients, rewards and metrics in one launch.
+ *
+ * lw, ll: summed log-probabilities of chosen and rejected under the policy, rw, rl under the reference, n_w, n_l:
+ * lengths, at least 1 each in a division; a = lw - rw, b = ll - rl, d = a - b, h = beta d; sp softplus, sg sigmoid.
+ */
+
+enum collimate_preference_kind {
+    COLLIMATE_PREFERENCE_SIGMOID = 0,           /* DPO: p sp(-h) + (1 - p) sp(h), p = label, else 1 - label_smoothing */
+    COLLIMATE_PREFERENCE_ROBUST = 1,            /* ((1 - e) sp(-h) - e sp(h)) / (1 - 2e), e = label_smoothing < 1/2 */
+    COLLIMATE_PREFERENCE_HINGE = 2,             /* max(0, 1 - h) */
+    COLLIMATE_PREFERENCE_IPO_SUM = 3,           /* (d - 1 / (2 beta))^2 */
+    COLLIMATE_PREFERENCE_IPO_MEAN = 4,          /* (a / n_w - b / n_l - 1 / (2 beta))^2 */
+    COLLIMATE_PREFERENCE_PSI_PO = 5,            /* (d - label)^2; label: the target (Psi(p) - Psi(1 - p)) / (2 tau) */
+    COLLIMATE_PREFERENCE_EXO = 6,               /* reverse KL of (sg(h), sg(-h)) to (1 - e, e), 0 < e < 1 */
+    COLLIMATE_PREFERENCE_APO_ZERO = 7,          /* 1 - sg(beta a) + sg(beta b) */
+    COLLIMATE_PREFERENCE_APO_DOWN = 8,          /* sg(beta a) + 1 - sg(h) */
+    COLLIMATE_PREFERENCE_NCA = 9,               /* sp(-beta a) + (sp(beta a) + sp(beta b)) / 2 */
+    COLLIMATE_PREFERENCE_SPPO = 10,             /* (a - 1 / (2 beta))^2 + (b + 1 / (2 beta))^2 */
+    COLLIMATE_PREFERENCE_LENGTH_NORMALISED = 11, /* DPO with h = beta (a / n_w - b / n_l) */
+    COLLIMATE_PREFERENCE_SIMPO = 12,            /* sp(gamma - beta (lw / n_w - ll / n_l)) */
+    COLLIMATE_PREFERENCE_ORPO = 13,             /* -lw / n_w + beta sp(-log odds ratio) */
+    COLLIMATE_PREFERENCE_CPO = 14,              /* sp(-beta (lw - ll)) - alpha lw / n_w */
+    COLLIMATE_PREFERENCE_SLIC_HF = 15,          /* max(0, delta - lw + ll) - lambda target_logps */
+    COLLIMATE_PREFERENCE_SFT = 16               /* -lw / sft_tokens, outside the normaliser, without pair weights */
+};
+
+/* One loss of a mixture. Fields that its formula does not name are not read. */
+typedef struct {
+    int32_t kind;  /* collimate_preference_kind */
+    float weight;  /* in the mixture */
+    float beta;
+    float label_smoothing;
+    float gamma;   /* SimPO's margin */
+    float alpha;   /* CPO's weight of the likelihood */
+    float delta;   /* SLiC-HF's margin */
+    float lambda;  /* SLiC-HF's weight of the target's likelihood */
+} collimate_preference_term;
+
+#define COLLIMATE_PREFERENCE_TERMS 8
+
+typedef struct {
+    collimate_preference_term terms[COLLIMATE_PREFERENCE_TERMS];
+    int32_t term_count;       /* 1 .. COLLIMATE_PREFERENCE_TERMS */
+    int32_t reward_per_token; /* not 0: rewards are divided by lengths */
+    float reward_scale;       /* rewards are reward_scale (log-ratio); usually beta */
+    double normaliser;        /* pairs of the whole step, > 0 */
+    double sft_tokens;        /* chosen tokens that SFT's mean is over, > 0 where a term is SFT */
+} collimate_preference_config;
+
+/* Pointers of one call. Pair i reads and writes those with a stride at [i * stride]. */
+typedef struct {
+    const float *policy_chosen_logps;      /* [pairs, stride] */
+    const float *policy_rejected_logps;    /* [pairs, stride] */
+    const float *reference_chosen_logps;   /* [pairs, reference_stride], NULL: 0 */
+    const float *reference_rejected_logps; /* [pairs, reference_stride], NULL: 0 */
+    const int32_t *chosen_lengths;         /* [pairs, stride], NULL where no term or reward divides by lengths */
+    const int32_t *rejected_lengths;       /* [pairs, stride], likewise */
+    const float *policy_target_logps;      /* [pairs] of SLiC-HF, NULL: the chosen ones */
+    const float *labels;                   /* [pairs], NULL: see the kinds; PSI_PO needs them */
+    const float *weights;                  /* [pairs] of the pairs' losses, NULL: 1 */
+    float *dchosen;                        /* [pairs, stride] =  d loss / d lw */
+    float *drejected;                      /* [pairs, stride] =  d loss / d ll */
+    float *dtarget;                        /* [pairs] =  d loss / d target_logps; NULL iff policy_target_logps is */
+    float *losses;                         /* [pairs] =  the mixture without SFT, weight and normaliser; may be NULL */
+    float *chosen_rewards;                 /* [pairs] =  may be NULL */
+    float *rejected_rewards;               /* [pairs] =  may be NULL */
+    float *accuracies;                     /* [pairs] =  1 where the chosen reward is the larger; may be NULL */
+    double *metrics;                       /* [COLLIMATE_PREFERENCE_METRICS] +=  may be NULL */
+    int64_t pairs, stride, reference_stride;
+} collimate_preference_batch;
+
+/* Sums over the pairs of the call, except the first. */
+enum collimate_preference_metric {
+    COLLIMATE_PREFERENCE_LOSS = 0, /* the call's share of the step's loss: sum of weight * loss / normaliser, and SFT */
+    COLLIMATE_PREFERENCE_CHOSEN_REWARD = 1,
+    COLLIMATE_PREFERENCE_REJECTED_REWARD = 2,
+    COLLIMATE_PREFERENCE_ACCURACY = 3,
+    COLLIMATE_PREFERENCE_CHOSEN_LOGP = 4,
+    COLLIMATE_PREFERENCE_REJECTED_LOGP = 5,
+    COLLIMATE_PREFERENCE_PAIRS = 6,
+    COLLIMATE_PREFERENCE_METRICS = 7
+};
+
+int64_t collimate_preference_loss_workspace(int64_t pairs);
+
+int32_t collimate_preference_loss(
+    const collimate_preference_batch *batch, const collimate_preference_config *config,
+    void *workspace, int64_t workspace_bytes, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * kto_loss: losses on single examples, desirable or not, and the article's form on pairs.
+ */
+
+typedef struct {
+    float beta;
+    float desirable_weight;   /* lambda_D */
+    float undesirable_weight; /* lambda_U */
+    double normaliser;        /* examples of the whole step, > 0 */
+} collimate_kto_config;
+
+/* Sums over the examples of the call, except the first two. */
+enum collimate_kto_metric {
+    COLLIMATE_KTO_LOSS = 0, /* the call's share of the step's loss */
+    COLLIMATE_KTO_KL = 1,   /* z0; added once per call */
+    COLLIMATE_KTO_DESIRABLE_REWARD = 2,
+    COLLIMATE_KTO_UNDESIRABLE_REWARD = 3,
+    COLLIMATE_KTO_DESIRABLE_LOGP = 4,
+    COLLIMATE_KTO_UNDESIRABLE_LOGP = 5,
+    COLLIMATE_KTO_DESIRABLE = 6,
+    COLLIMATE_KTO_UNDESIRABLE = 7,
+    COLLIMATE_KTO_METRICS = 8
+};
+
+/* The sum and the count that z0 is the clamped mean of; ranks may add theirs before kto_loss reads it. */
+int32_t collimate_kto_kl_sum(
+    double *kl,                    /* [2] +=  {sum of policy - reference, count} */
+    const float *policy_logps,     /* [count], of mismatched pairs */
+    const float *reference_logps,  /* [count] */
+    int64_t count, void *stream);
+
+/* z0 = max(0, kl[0] / kl[1]), detached; 0 without a count.
+ * desirable: lambda_D (1 - sg(beta (r - z0))), undesirable: lambda_U (1 - sg(beta (z0 - r))), r = policy - reference. */
+int32_t collimate_kto_loss(
+    float *dlogps,                 /* [examples] = */
+    float *losses,                 /* [examples] =  without weight and normaliser; may be NULL */
+    float *rewards,                /* [examples] =  beta r; may be NULL */
+    double *metrics,               /* [COLLIMATE_KTO_METRICS] +=  may be NULL */
+    const float *policy_logps,     /* [examples] */
+    const float *reference_logps,  /* [examples], NULL: 0 */
+    const int32_t *desirable,      /* [examples] 0 or not */
+    const float *weights,          /* [examples], NULL: 1 */
+    const double *kl,              /* [2], of collimate_kto_kl_sum; NULL: z0 = 0 */
+    const collimate_kto_config *config, int64_t examples, void *stream);
+
+typedef struct {
+    float desirable_beta;   /* lambda_d: scales inside the sigmoid */
+    float undesirable_beta; /* lambda_u */
+    float reward_scale;
+    int32_t detach_kl;      /* 0: the gradient flows through the KL terms too; then the call must hold the whole batch */
+    double normaliser;      /* pairs of the whole step, > 0; the loss is the mean over twice as many values */
+} collimate_kto_paired_config;
+
+/* chosen: sg(-lambda_d (a - KL_l)), rejected: sg(-lambda_u (KL_w - b)); KL_w = max(0, mean a), KL_l = max(0, mean b).
+ * Of `batch` it uses the log-probabilities, outputs and metrics as preference_loss does; `losses` is the mean of the
+ * pair's two values; weights multiply both. Labels, lengths and targets are not read. */
+int32_t collimate_kto_paired_loss(
+    const collimate_preference_batch *batch,
+    const double *kl,  /* [3] {sum a, sum b, pairs} of the whole batch; NULL: from this call's pairs */
+    const collimate_kto_paired_config *config, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * gather_rows: rows of a matrix by index, and the way back. An index outside [0, source_rows) gathers zeros, adds
+ * nothing and sets the error word.
+ */
+
+int32_t collimate_gather_rows_forward(
+    void *out,              /* [rows, columns] =, stride out_stride */
+    const void *source,     /* [source_rows, columns], stride source_stride */
+    const int32_t *indices, /* [rows] */
+    int64_t rows, int64_t columns, int64_t source_rows, int64_t out_stride, int64_t source_stride, int32_t dtype,
+    int32_t *error, void *stream);
+
+/* Adds the gradients of rows gathered from one place in the order of `order`, in float32, rounded once.
+ * Destination u collects dout[order[i]] for i in offsets[u] .. offsets[u + 1]: sort the rows by index, stably. */
+int32_t collimate_gather_rows_backward(
+    void *dsource,               /* [source_rows, columns] +=, stride source_stride */
+    const void *dout,            /* [rows, columns], stride out_stride */
+    const int32_t *destinations, /* [groups], each at most once */
+    const int32_t *offsets,      /* [groups + 1] */
+    const int32_t *order,        /* [rows] */
+    int64_t groups, int64_t columns, int64_t source_rows, int64_t out_stride, int64_t source_stride, int32_t dtype,
+    int32_t *error, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,35 @@
+// Runs the tests named on the command line, or all; then asks which kernels none of them launched.
+#include "check.h"
+
+#include <chrono>
+
+int main(int count, char **arguments) {
+    const struct {
+        const char *name;
+        void (*run)();
+    } tests[] = {
+        {"machine", test::planted_reports},         {"right_forms", test::planted_right_forms},
+        {"sequence_sum", test::sequence_sum},       {"preference_loss", test::preference_loss},
+        {"kto_loss", test::kto_loss},               {"gather_rows", test::gather_rows},
+        {"token_logprobs", test::token_logprobs},
+    };
+    if (count == 3 && !std::strcmp(arguments[1], "planted")) return test::planted(arguments[2]);
+    if (const char *text = std::getenv("COLLIMATE_TEST_ORDERS")) test::orders = std::atoi(text);
+    for (const auto &each : tests) {
+        bool wanted = count < 2;
+        for (int i = 1; i < count; i++) wanted |= !std::strcmp(arguments[i], each.name);
+        if (!wanted) continue;
+        const auto start = std::chrono::steady_clock::now();
+        const int before = test::failures, checks = test::checks;
+        each.run();
+        const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+        std::printf("%-16s %9d checks, %d failed, %.1f s\n", each.name, test::checks - checks, test::failures - before,
+                    spent.count());
+    }
+    if (count < 2 && !test::kFewCases) {
+        for (const auto *kernel = collimate::emulate::kernels(); kernel; kernel = kernel->next) {
+            test::expect(kernel->launches > 0, "no test launched %s", kernel->name.c_str());
+        }
+    }
+    return test::failures != 0;
+}

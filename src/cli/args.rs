@@ -1,0 +1,272 @@
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::train::{Resume, Schedule, TrainConfig, Warmup};
+use crate::{Device, Error, Result};
+
+/// The model and the machine.
+#[derive(Args, Debug)]
+pub struct ModelArgs {
+    /// Folder of a Hugging Face model (config.json, *.safetensors, tokenizer.json)
+    #[arg(long, alias = "model", value_name = "DIR")]
+    pub model_name_or_path: PathBuf,
+    /// A YAML file of the same settings, with underscores; flags override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to compute: auto takes cuda where there is one
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceName,
+    /// Type of the weights while computing; auto is f32 on the CPU
+    #[arg(long, alias = "torch-dtype", default_value = "auto")]
+    pub dtype: DtypeName,
+    /// Threads of the CPU device [default: all]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// A device by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DeviceName {
+    /// The best there is.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device.
+    Cuda,
+}
+
+/// An element type by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DtypeName {
+    /// The device's usual one.
+    Auto,
+    /// 32-bit floating point.
+    #[value(alias = "float32")]
+    F32,
+    /// bfloat16.
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+impl ModelArgs {
+    /// The device; starts the thread pool.
+    pub fn device(&self) -> Result<Device> {
+        if let DeviceName::Cuda = self.device {
+            return Err(Error::Unsupported("--device cuda: this build has no CUDA".into()));
+        }
+        if let DtypeName::Bf16 = self.dtype {
+            return Err(Error::Unsupported(
+                "--dtype bf16 on the CPU: files in 16 bits are widened to f32 on load".into(),
+            ));
+        }
+        if let Some(threads) = self.threads {
+            if threads == 0 || threads > 1024 {
+                return Err(Error::setting("--threads", "1 to 1024", threads));
+            }
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .map_err(|e| Error::Device(e.to_string()))?;
+        }
+        Ok(Device::Cpu)
+    }
+}
+
+/// What every training command takes.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Training data: .jsonl, .jsonl.gz or .json
+    #[arg(long, alias = "dataset", value_name = "FILE")]
+    pub dataset_name: PathBuf,
+    /// Held-out data of the same form, evaluated at the end and every --eval-steps
+    #[arg(long, value_name = "FILE")]
+    pub eval_dataset: Option<PathBuf>,
+    /// Steps between evaluations; 0: at the end alone
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub eval_steps: usize,
+    /// Where the run is written [default: runs/COMMAND-TIME]
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+    /// Delete the run that is already in the output directory
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub overwrite_output_dir: bool,
+    /// Examples per forward and backward
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub per_device_train_batch_size: usize,
+    /// Micro-batches per optimiser step
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the data
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    pub num_train_epochs: f64,
+    /// Optimiser steps; overrides --num-train-epochs [default: none]
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<i64>,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 1e-6, value_name = "X")]
+    pub learning_rate: f64,
+    /// Shape of the learning rate after warm-up
+    #[arg(long, default_value = "linear")]
+    pub lr_scheduler_type: ScheduleName,
+    /// Steps of linear warm-up from 0
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub warmup_steps: usize,
+    /// Share of all steps spent warming up, where --warmup-steps is 0
+    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    pub warmup_ratio: f64,
+    /// AdamW's decay of matrices
+    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    pub weight_decay: f64,
+    /// AdamW's first-moment decay
+    #[arg(long, default_value_t = 0.9, value_name = "X")]
+    pub adam_beta1: f64,
+    /// AdamW's second-moment decay
+    #[arg(long, default_value_t = 0.999, value_name = "X")]
+    pub adam_beta2: f64,
+    /// AdamW's epsilon
+    #[arg(long, default_value_t = 1e-8, value_name = "X")]
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this norm; 0: never
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    pub max_grad_norm: f64,
+    /// Longest prompt and completion together, in tokens
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub max_length: usize,
+    /// Which end of a sequence that is too long stays
+    #[arg(long, default_value = "keep_start")]
+    pub truncation_mode: TruncationName,
+    /// Skip and count rows of the data that are wrong, instead of stopping
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub skip_bad_rows: bool,
+    /// Seeds every generator
+    #[arg(long, default_value_t = 42, value_name = "N")]
+    pub seed: u64,
+    /// Each epoch draws its own order; false keeps the file's
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub shuffle: bool,
+    /// Steps between logged lines
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub logging_steps: usize,
+    /// Steps between checkpoints; 0: none
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    pub save_steps: usize,
+    /// How many checkpoints stay [default: all]
+    #[arg(long, value_name = "N")]
+    pub save_total_limit: Option<usize>,
+    /// Go on from a checkpoint: a path, or auto for the newest sound one of the output directory
+    #[arg(long, value_name = "auto|DIR")]
+    pub resume_from_checkpoint: Option<PathBuf>,
+    /// Keep only the blocks' inputs and recompute the rest: less memory, a third more work
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub gradient_checkpointing: bool,
+    /// Skip and count steps whose loss or gradient is not finite, instead of stopping
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub skip_nonfinite: bool,
+    /// At the end, show where the time went, operation by operation
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub profile: bool,
+}
+
+/// Where a run of `command` is written unless it is said: a folder of this second.
+pub fn output_dir(command: &str) -> PathBuf {
+    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+    PathBuf::from(format!("runs/{command}-{}", now.to_string().replace(':', "")))
+}
+
+/// `true` or `false`, in Python's spelling too.
+pub fn truth(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "True" => Ok(true),
+        "false" | "False" => Ok(false),
+        _ => Err("expected true or false".into()),
+    }
+}
+
+/// A schedule by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ScheduleName {
+    /// Down to 0 in a straight line.
+    Linear,
+    /// Down to 0 along half a cosine.
+    Cosine,
+    /// Constant, after any warm-up.
+    #[value(alias = "constant_with_warmup")]
+    Constant,
+}
+
+/// A truncation by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum TruncationName {
+    /// The start of the sequence stays.
+    KeepStart,
+    /// The end of the sequence stays.
+    KeepEnd,
+}
+
+impl TrainArgs {
+    /// The configuration of a run of `command`.
+    pub fn config(&self, command: &str) -> Result<TrainConfig> {
+        let resume = match &self.resume_from_checkpoint {
+            None => Resume::No,
+            Some(path) if path.as_os_str() == "auto" => Resume::Auto,
+            Some(path) => Resume::From(path.clone()),
+        };
+        if resume == Resume::Auto && self.output_dir.is_none() {
+            return Err(Error::setting(
+                "resume_from_checkpoint",
+                "auto together with the --output-dir of the run to go on with",
+                "no --output-dir",
+            ));
+        }
+        let output_dir = self.output_dir.clone().unwrap_or_else(|| output_dir(command));
+        let config = TrainConfig {
+            model: self.model.model_name_or_path.clone(),
+            output_dir,
+            batch_size: self.per_device_train_batch_size,
+            accumulation: self.gradient_accumulation_steps,
+            epochs: self.num_train_epochs,
+            // TRL's way to say none is -1.
+            max_steps: match self.max_steps {
+                None | Some(-1) => None,
+                Some(steps) => Some(
+                    usize::try_from(steps)
+                        .map_err(|_| Error::setting("max_steps", "at least 1", steps))?,
+                ),
+            },
+            learning_rate: self.learning_rate,
+            schedule: match self.lr_scheduler_type {
+                ScheduleName::Linear => Schedule::Linear,
+                ScheduleName::Cosine => Schedule::Cosine,
+                ScheduleName::Constant => Schedule::Constant,
+            },
+            warmup: match self.warmup_steps {
+                0 => Warmup::Ratio(self.warmup_ratio),
+                steps => Warmup::Steps(steps),
+            },
+            weight_decay: self.weight_decay,
+            adam_beta1: self.adam_beta1,
+            adam_beta2: self.adam_beta2,
+            adam_epsilon: self.adam_epsilon,
+            max_grad_norm: self.max_grad_norm,
+            seed: self.seed,
+            shuffle: self.shuffle,
+            logging_steps: self.logging_steps,
+            save_steps: self.save_steps,
+            save_total_limit: self.save_total_limit,
+            eval_steps: self.eval_steps,
+            resume,
+            gradient_checkpointing: self.gradient_checkpointing,
+            skip_nonfinite: self.skip_nonfinite,
+            precompute_ref_log_probs: false,
+        };
+        config.validate()?;
+        if self.max_length < 2 {
+            return Err(Error::setting("max_length", "at least 2", self.max_length));
+        }
+        Ok(config)
+    }
+}

@@ -1,0 +1,184 @@
+//! The command line: flags and YAML to configurations, configurations to runs.
+
+mod args;
+mod demo;
+mod dpo;
+mod generate;
+mod kto;
+mod progress;
+mod sft;
+mod train;
+mod trl;
+mod yaml;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::{Error, Result};
+
+/// Align language models: supervised fine-tuning, preference optimisation, sampling.
+#[derive(Parser)]
+#[command(name = "collimate", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Align a tiny model in half a minute, with nothing but this binary.
+    Demo(demo::Args),
+    /// Supervised fine-tuning on completions.
+    Sft(sft::Args),
+    /// Preference optimisation on pairs: DPO and every other paired loss.
+    Dpo(dpo::Args),
+    /// KTO: preference optimisation on single answers judged good or bad.
+    Kto(kto::Args),
+    /// Sample completions from a model.
+    Generate(generate::Args),
+}
+
+/// Runs the command line and prints what goes wrong on one line.
+pub fn main() -> ExitCode {
+    match run(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Shown(code)) => code,
+        Err(Failure::Usage(message)) => {
+            eprintln!("error: {message}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Error(error)) => {
+            let interrupted = matches!(error, Error::Interrupted(_));
+            eprintln!("{}: {error}", if interrupted { "stopped" } else { "error" });
+            ExitCode::from(if interrupted { 130 } else { 1 })
+        }
+    }
+}
+
+enum Failure {
+    /// Already printed: help and version.
+    Shown(ExitCode),
+    Usage(String),
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Error(error)
+    }
+}
+
+fn command() -> clap::Command {
+    let mut command = Cli::command().args_override_self(true);
+    for (name, learning_rate, epochs) in
+        [("sft", "2e-5", "3"), ("dpo", "1e-6", "1"), ("kto", "1e-6", "1")]
+    {
+        command = command.mut_subcommand(name, |sub| {
+            sub.args_override_self(true)
+                .mut_arg("learning_rate", |arg| arg.default_value(learning_rate))
+                .mut_arg("num_train_epochs", |arg| arg.default_value(epochs))
+        });
+    }
+    for name in ["demo", "generate"] {
+        command = command.mut_subcommand(name, |sub| sub.args_override_self(true));
+    }
+    command
+}
+
+fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let args = joined(args.map(hyphens));
+    let mut command = command();
+    let (args, config) = yaml::expand(&command, args)?;
+    let matches = match command.try_get_matches_from_mut(args) {
+        Ok(matches) => matches,
+        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            // A closed pipe is no failure.
+            let _ = e.print();
+            return Err(Failure::Shown(ExitCode::SUCCESS));
+        }
+        Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = e.print();
+            return Err(Failure::Shown(ExitCode::from(2)));
+        }
+        Err(e) => return Err(Failure::Usage(config.blame(&e, one_line(&e)))),
+    };
+    let cli = Cli::from_arg_matches(&matches).map_err(|e| Failure::Usage(one_line(&e)))?;
+    if !config.without_effect.is_empty() {
+        eprintln!("note: no effect here: {}", config.without_effect.join(", "));
+    }
+    let given = matches.subcommand().map(|(name, matches)| yaml::Given::new(name, matches));
+    let given = given.unwrap_or_default();
+    match cli.command {
+        Command::Demo(args) => demo::run(args)?,
+        Command::Sft(args) => sft::run(args, &given)?,
+        Command::Dpo(args) => dpo::run(args, &given)?,
+        Command::Kto(args) => kto::run(args, &given)?,
+        Command::Generate(args) => generate::run(args)?,
+    }
+    Ok(())
+}
+
+/// `--max_steps` is `--max-steps`: TRL's users write both.
+fn hyphens(arg: OsString) -> OsString {
+    match arg.to_str() {
+        Some(text) if text.starts_with("--") => {
+            let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+            format!("{}{value}", name.replace('_', "-")).into()
+        }
+        _ => arg,
+    }
+}
+
+/// `--flag -1e-5` is `--flag=-1e-5`: clap takes such a value for a flag.
+fn joined(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut all: Vec<OsString> = Vec::new();
+    for arg in args {
+        let number = arg.to_str().is_some_and(|a| a.starts_with('-') && a.parse::<f64>().is_ok());
+        let flag = |last: &&mut OsString| {
+            last.to_str().is_some_and(|last| last.starts_with("--") && !last.contains('='))
+        };
+        match all.last_mut().filter(flag) {
+            Some(last) if number => {
+                last.push("=");
+                last.push(arg);
+            }
+            _ => all.push(arg),
+        }
+    }
+    all
+}
+
+/// clap's message without its usage, on one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut line = String::new();
+    for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
+        if part.starts_with("Usage:") || part.starts_with("For more information") {
+            break;
+        }
+        let part = part.trim_start_matches("error: ");
+        let separator = if line.is_empty() {
+            ""
+        } else if line.ends_with(':') {
+            " "
+        } else {
+            "; "
+        };
+        line += separator;
+        line += part;
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+}

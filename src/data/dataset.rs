@@ -1,0 +1,386 @@
+//! A file's examples, tokenised when they are asked for.
+//!
+//! How many there are has to be known before the first step: schedules end at the last one. But
+//! tokenising a large file takes minutes. Only truncation drops examples, and only those whose
+//! prompt alone is too long; so opening a dataset tokenises just the rows whose prompt has that many
+//! bytes that it could be (see [`Tokenizer::at_most`]), in parallel, and keeps what it finds. Every
+//! other row is tokenised when its batch is asked for, or [prefetched](Dataset::prefetch) by
+//! another thread, and kept for the next epoch. The number and the order of the examples are those
+//! of TRL, which tokenises everything and filters first.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use rayon::prelude::*;
+
+use super::examples::{Example, Limits, Pair, Prompt, Truncation, Unpaired};
+use super::formats::{
+    ExampleText, PairText, ReadOptions, Record, Row, Skipped, Table, UnpairedText,
+};
+use super::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Pair {}
+    impl Sealed for super::Unpaired {}
+    impl Sealed for super::Example {}
+    impl Sealed for super::Prompt {}
+}
+
+/// What a dataset may hold: [`Pair`], [`Unpaired`], [`Example`] or [`Prompt`].
+pub trait Item: sealed::Sealed + Sized + Send + Sync + 'static {
+    /// What it is made of.
+    type Text: Send + Sync;
+    /// The formats that it can be made of, as messages name them.
+    const ACCEPTS: &'static str;
+
+    /// Takes what a row holds; none where that does not fit.
+    #[doc(hidden)]
+    fn text(record: Record) -> Option<Self::Text>;
+
+    /// All texts, in the order of the dataset; none where the format does not fit.
+    #[doc(hidden)]
+    fn texts(rows: Vec<Row>, _unpair: bool) -> Option<Vec<(usize, Self::Text)>> {
+        rows.into_iter().map(|row| Some((row.line, Self::text(row.record)?))).collect()
+    }
+
+    /// The text that is too long where an example is dropped for its length.
+    #[doc(hidden)]
+    fn deciding(text: &Self::Text) -> &str;
+
+    /// Whether something is left of every example that is not too long.
+    #[doc(hidden)]
+    fn never_empty(tokenizer: &Tokenizer) -> bool {
+        tokenizer.eos().is_some()
+    }
+
+    /// Tokenises; none where the example is to be dropped.
+    #[doc(hidden)]
+    fn make(text: &Self::Text, line: usize, with: &Tokenizer, to: &Limits) -> Result<Option<Self>>;
+}
+
+/// How a dataset is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// How long a sequence may be.
+    pub limits: Limits,
+    /// Make two judged completions of every pair: all chosen ones first, then all rejected ones,
+    /// so that the two answers of a prompt are not neighbours. A pair's `margin`, `weight` and
+    /// `target_prob` have no meaning there and are left out.
+    pub unpair: bool,
+    /// How the file is read.
+    pub read: ReadOptions,
+}
+
+/// Examples of which truncation, or the tokenizer itself, left no completion.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// How many.
+    pub rows: usize,
+    /// The lines of the first [`Dropped::SHOWN`].
+    pub lines: Vec<usize>,
+}
+
+impl Dropped {
+    /// How many lines are kept.
+    pub const SHOWN: usize = 8;
+}
+
+struct Entry<T: Item> {
+    line: usize,
+    text: T::Text,
+    made: OnceLock<T>,
+}
+
+/// The examples of a file, in its order.
+pub struct Dataset<T: Item> {
+    path: PathBuf,
+    tokenizer: Arc<Tokenizer>,
+    limits: Limits,
+    entries: Vec<Entry<T>>,
+    dropped: Dropped,
+    skipped: Skipped,
+}
+
+impl<T: Item> std::fmt::Debug for Dataset<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataset")
+            .field("path", &self.path)
+            .field("len", &self.len())
+            .field("dropped", &self.dropped)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: Item> Dataset<T> {
+    /// Reads a file and finds out which of its examples stay.
+    ///
+    /// # Errors
+    /// As [`Table::read`]; [`Error::File`] when its format does not fit or no example stays;
+    /// [`Error::Data`] for a row that cannot be tokenised; [`Error::Setting`] for a `max_length`
+    /// below 2.
+    pub fn open(
+        path: impl AsRef<Path>,
+        tokenizer: Arc<Tokenizer>,
+        options: &Options,
+    ) -> Result<Self> {
+        Self::new(Table::read(path, &options.read)?, tokenizer, options)
+    }
+
+    /// [`Dataset::open`] with a file that was read.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn new(table: Table, tokenizer: Arc<Tokenizer>, options: &Options) -> Result<Self> {
+        let limits = options.limits;
+        if let Some(max @ 0..2) = limits.max_length {
+            return Err(Error::setting("max_length", "a number of at least 2", max));
+        }
+        let Table { path, format, rows, skipped } = table;
+        let texts = T::texts(rows, options.unpair).ok_or_else(|| {
+            let got = format.fields();
+            Error::file(&path, format!("expected rows of {}, got rows of {got}", T::ACCEPTS))
+        })?;
+        let checked: Vec<(usize, Option<Entry<T>>)> = texts
+            .into_par_iter()
+            .map(|(line, text)| {
+                let made = OnceLock::new();
+                if may_be_dropped::<T>(&text, &tokenizer, &limits) {
+                    let item = T::make(&text, line, &tokenizer, &limits)
+                        .map_err(|e| at_row(&path, line, &e))?;
+                    let Some(item) = item else { return Ok((line, None)) };
+                    made.get_or_init(|| item);
+                }
+                Ok((line, Some(Entry { line, text, made })))
+            })
+            .collect::<Result<_>>()?;
+        let (mut entries, mut dropped) = (Vec::with_capacity(checked.len()), Dropped::default());
+        for (line, entry) in checked {
+            match entry {
+                Some(entry) => entries.push(entry),
+                None => {
+                    dropped.rows += 1;
+                    if dropped.lines.len() < Dropped::SHOWN {
+                        dropped.lines.push(line);
+                    }
+                }
+            }
+        }
+        if entries.is_empty() {
+            let message = match limits.max_length {
+                Some(max) => format!("none of its examples fits max_length {max}"),
+                None => "none of its examples has a token".into(),
+            };
+            return Err(Error::file(path, message));
+        }
+        Ok(Dataset { path, tokenizer, limits, entries, dropped, skipped })
+    }
+
+    /// How many examples there are, without those that were dropped. Never 0.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How long a sequence may be.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// What was dropped: to be said to the user.
+    pub fn dropped(&self) -> &Dropped {
+        &self.dropped
+    }
+
+    /// What was skipped on request: to be said to the user.
+    pub fn skipped(&self) -> &Skipped {
+        &self.skipped
+    }
+
+    /// How many examples are tokenised by now.
+    pub fn tokenised(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.made.get().is_some()).count()
+    }
+
+    /// The line of the file that an example came from.
+    pub fn line(&self, index: usize) -> Option<usize> {
+        self.entries.get(index).map(|entry| entry.line)
+    }
+
+    /// The text that an example is made of.
+    pub fn text(&self, index: usize) -> Option<&T::Text> {
+        self.entries.get(index).map(|entry| &entry.text)
+    }
+
+    /// An example, tokenised now unless it was before.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `index` is not below [`Dataset::len`], [`Error::Data`] when the row
+    /// cannot be tokenised.
+    pub fn get(&self, index: usize) -> Result<&T> {
+        let len = self.len();
+        let entry = self.entries.get(index).ok_or_else(|| {
+            Error::shape("dataset", format!("an index below {len}"), index.to_string())
+        })?;
+        if let Some(item) = entry.made.get() {
+            return Ok(item);
+        }
+        let item = T::make(&entry.text, entry.line, &self.tokenizer, &self.limits)
+            .and_then(|item| {
+                // Opening the dataset has ruled this out.
+                item.ok_or_else(|| Error::file(&self.path, "no token of the completion is left"))
+            })
+            .map_err(|e| at_row(&self.path, entry.line, &e))?;
+        Ok(entry.made.get_or_init(|| item))
+    }
+
+    /// Some examples, tokenised in parallel where they were not before.
+    ///
+    /// # Errors
+    /// As [`Dataset::get`], for the first of them that fails.
+    pub fn batch(&self, indices: &[usize]) -> Result<Vec<&T>> {
+        let results: Vec<Result<&T>> = indices.par_iter().map(|&i| self.get(i)).collect();
+        results.into_iter().collect()
+    }
+
+    /// Tokenises what a later [`Dataset::batch`] will ask for. Errors are left to that.
+    pub fn prefetch(&self, indices: &[usize]) {
+        indices.par_iter().for_each(|&i| _ = self.get(i));
+    }
+}
+
+fn may_be_dropped<T: Item>(text: &T::Text, tokenizer: &Tokenizer, limits: &Limits) -> bool {
+    if !T::never_empty(tokenizer) {
+        return true;
+    }
+    match (limits.max_length, limits.truncation) {
+        (None, _) | (_, Truncation::KeepEnd) => false,
+        (Some(max), Truncation::KeepStart) => {
+            tokenizer.at_most(T::deciding(text)).is_none_or(|most| most >= max)
+        }
+    }
+}
+
+fn at_row(path: &Path, line: usize, error: &Error) -> Error {
+    Error::Data { path: path.into(), line, field: "-".into(), message: error.to_string() }
+}
+
+impl Item for Pair {
+    type Text = PairText;
+    const ACCEPTS: &'static str = "prompt, chosen, rejected | chosen, rejected";
+
+    fn text(record: Record) -> Option<PairText> {
+        match record {
+            Record::Pair(pair) => Some(pair),
+            _ => None,
+        }
+    }
+
+    fn deciding(text: &PairText) -> &str {
+        &text.prompt
+    }
+
+    fn make(text: &PairText, line: usize, with: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
+        Pair::tokenise(text, line, with, to)
+    }
+}
+
+impl Item for Unpaired {
+    type Text = UnpairedText;
+    const ACCEPTS: &'static str = "prompt, completion, label | pairs that are to be unpaired";
+
+    fn text(record: Record) -> Option<UnpairedText> {
+        match record {
+            Record::Unpaired(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn texts(rows: Vec<Row>, unpair: bool) -> Option<Vec<(usize, UnpairedText)>> {
+        if !unpair || rows.iter().any(|row| !matches!(row.record, Record::Pair(_))) {
+            return rows.into_iter().map(|row| Some((row.line, Self::text(row.record)?))).collect();
+        }
+        let mut all = Vec::with_capacity(2 * rows.len());
+        let mut later = Vec::with_capacity(rows.len());
+        for row in rows {
+            let Record::Pair(pair) = row.record else { continue };
+            let prompt = pair.prompt.clone();
+            let good = UnpairedText { prompt, completion: pair.chosen, desirable: true };
+            let bad =
+                UnpairedText { prompt: pair.prompt, completion: pair.rejected, desirable: false };
+            all.push((row.line, good));
+            later.push((row.line, bad));
+        }
+        all.append(&mut later);
+        Some(all)
+    }
+
+    fn deciding(text: &UnpairedText) -> &str {
+        &text.prompt
+    }
+
+    fn make(text: &UnpairedText, line: usize, t: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
+        Unpaired::tokenise(text, line, t, to)
+    }
+}
+
+impl Item for Example {
+    type Text = ExampleText;
+    const ACCEPTS: &'static str =
+        "prompt, completion | instruction, input, output | text | pairs, whose chosen is learnt";
+
+    fn text(record: Record) -> Option<ExampleText> {
+        match record {
+            Record::Example(text) => Some(text),
+            Record::Pair(pair) => {
+                Some(ExampleText { prompt: Some(pair.prompt), completion: pair.chosen })
+            }
+            _ => None,
+        }
+    }
+
+    fn deciding(text: &ExampleText) -> &str {
+        text.prompt.as_deref().unwrap_or_default()
+    }
+
+    fn make(text: &ExampleText, line: usize, t: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
+        Example::tokenise(text, line, t, to)
+    }
+}
+
+impl Item for Prompt {
+    type Text = String;
+    const ACCEPTS: &'static str = "prompt, or of any format that has one";
+
+    fn text(record: Record) -> Option<String> {
+        match record {
+            Record::Prompt(prompt) => Some(prompt),
+            Record::Pair(pair) => Some(pair.prompt),
+            Record::Unpaired(text) => Some(text.prompt),
+            Record::Example(text) => text.prompt,
+        }
+    }
+
+    fn deciding(text: &String) -> &str {
+        text
+    }
+
+    fn never_empty(tokenizer: &Tokenizer) -> bool {
+        tokenizer.adds_bos()
+    }
+
+    fn make(text: &String, line: usize, with: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
+        Prompt::tokenise(text, line, with, to)
+    }
+}

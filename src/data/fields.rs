@@ -1,0 +1,123 @@
+//! One row's fields, each taken with a check that can say what was wrong.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+pub(super) struct Fields<'a> {
+    pub path: &'a Path,
+    pub line: usize,
+    pub row: &'a Map<String, Value>,
+}
+
+/// Fields that would hold a text if the data were not conversational.
+const TEXTS: [&str; 5] = ["prompt", "chosen", "rejected", "completion", "text"];
+
+impl<'a> Fields<'a> {
+    pub fn error(&self, field: &str, message: impl Into<String>) -> Error {
+        let message = message.into();
+        Error::Data { path: self.path.to_path_buf(), line: self.line, field: field.into(), message }
+    }
+
+    /// A text, possibly empty.
+    pub fn text(&self, name: &str) -> Result<&'a str> {
+        match self.row.get(name) {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => {
+                let message = if matches!(other, Value::Array(_) | Value::Object(_)) {
+                    format!(
+                        "expected text, as in the first row, got {} (conversational data needs a chat template, which is not supported yet)",
+                        kind(other)
+                    )
+                } else {
+                    format!("expected text, got {}", kind(other))
+                };
+                Err(self.error(name, message))
+            }
+            None => Err(self.error(name, "expected text, got no such field")),
+        }
+    }
+
+    /// A text that is not empty.
+    pub fn filled(&self, name: &str) -> Result<&'a str> {
+        match self.text(name)? {
+            "" => Err(self.error(name, "expected text that is not empty, got \"\"")),
+            text => Ok(text),
+        }
+    }
+
+    /// A text, or none where the field is absent or null.
+    pub fn optional_text(&self, name: &str) -> Result<Option<&'a str>> {
+        match self.row.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(_) => self.text(name).map(Some),
+        }
+    }
+
+    /// A number that is finite and passes `check`, or none where the field is absent or null.
+    pub fn number(
+        &self,
+        name: &str,
+        expected: &str,
+        check: impl Fn(f64) -> bool,
+    ) -> Result<Option<f64>> {
+        let value = match self.row.get(name) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value,
+        };
+        match value.as_f64() {
+            Some(x) if x.is_finite() && check(x) => Ok(Some(x)),
+            Some(x) => Err(self.error(name, format!("expected {expected}, got {x}"))),
+            None => Err(self.error(name, format!("expected {expected}, got {}", kind(value)))),
+        }
+    }
+
+    /// `true`, `false`, 1 or 0.
+    pub fn label(&self, name: &str) -> Result<bool> {
+        let expected = "expected true, false, 1 or 0";
+        match self.row.get(name) {
+            Some(Value::Bool(label)) => Ok(*label),
+            Some(value @ Value::Number(number)) => match value.as_f64() {
+                Some(0.0) => Ok(false),
+                Some(1.0) => Ok(true),
+                _ => Err(self.error(name, format!("{expected}, got {number}"))),
+            },
+            Some(value) => Err(self.error(name, format!("{expected}, got {}", kind(value)))),
+            None => Err(self.error(name, format!("{expected}, got no such field"))),
+        }
+    }
+
+    /// An error where the row is conversational.
+    pub fn refuse_conversations(&self) -> Result<()> {
+        let field = ["messages", "conversations"]
+            .into_iter()
+            .find(|name| self.row.contains_key(*name))
+            .or_else(|| {
+                TEXTS.into_iter().find(|name| {
+                    matches!(self.row.get(*name), Some(Value::Array(_) | Value::Object(_)))
+                })
+            });
+        match field {
+            None => Ok(()),
+            Some(field) => Err(Error::Unsupported(format!(
+                "{}:{}: field `{field}`: conversational data needs a chat template, which is not supported yet",
+                self.path.display(),
+                self.line
+            ))),
+        }
+    }
+}
+
+/// What a value is, in words.
+pub(super) fn kind(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(b) => format!("the boolean {b}"),
+        Value::Number(n) => format!("the number {n}"),
+        Value::String(_) => "text".into(),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+    }
+}

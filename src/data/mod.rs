@@ -1,0 +1,50 @@
+//! Files of preferences and texts: reading, tokenising, sampling.
+//!
+//! | step | module |
+//! |---|---|
+//! | a file's rows as bytes, with line numbers and bounds | [`source`] |
+//! | rows as records: [`Table`] | [`formats`], [`prompt`] |
+//! | texts as ids and back | [`tokenizer`] |
+//! | records as tokenised, truncated examples | [`examples`] |
+//! | a file's examples, made on demand: [`Dataset`] | [`dataset`] |
+//!
+//! There is no padding and so no mask: an example is a prompt and its completions, and what is
+//! scored follows from their lengths.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use collimate::data::tokenizer::{Special, train_bpe};
+//! use collimate::data::{Dataset, Options, Pair, Tokenizer};
+//!
+//! # fn main() -> collimate::Result<()> {
+//! # let dir = std::env::temp_dir().join(format!("collimate-doc-{}", std::process::id()));
+//! # std::fs::create_dir_all(&dir).unwrap();
+//! # let path = dir.join("pairs.jsonl");
+//! # std::fs::write(&path, r#"{"prompt": "Well?", "chosen": " Yes.", "rejected": " No."}"#).unwrap();
+//! let json = train_bpe(["Well? Yes. No."].iter(), 300)?;
+//! let tokenizer = Arc::new(Tokenizer::from_json(&json, &Special::sentence())?);
+//! let data = Dataset::<Pair>::open(&path, tokenizer, &Options::default())?;
+//! for pair in data.batch(&[0])? {
+//!     println!("{:?} {:?}", pair.chosen_side(), pair.rejected_side());
+//! }
+//! # std::fs::remove_dir_all(&dir).unwrap();
+//! # Ok(())
+//! # }
+//! ```
+
+mod bpe;
+pub mod dataset;
+pub mod examples;
+mod expansion;
+mod fields;
+pub mod formats;
+pub mod prompt;
+pub mod source;
+mod special;
+mod stream;
+pub mod tokenizer;
+
+pub use dataset::{Dataset, Dropped, Item, Options};
+pub use examples::{Example, Limits, Pair, Prompt, Side, Truncation, Unpaired};
+pub use formats::{Format, ReadOptions, Record, Row, Skipped, Table};
+pub use tokenizer::Tokenizer;

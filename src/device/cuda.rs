@@ -1,0 +1,369 @@
+//! A GPU through cudarc: one context, one stream, memory in the stream's order. Nothing here waits
+//! but [`Cuda::synchronize`].
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
+use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError, result};
+
+use super::{Device, Fill, Pitched};
+use crate::{Error, Result};
+
+/// The CUDA release that the kernels are built with; drivers of this release or later run them.
+const CUDA: i32 = 13_000;
+/// The oldest compute capability that the kernels are built for.
+const OLDEST: (i32, i32) = (8, 0);
+const ERROR_WORDS: usize = size_of::<[i32; 3]>();
+
+/// A GPU and one of its streams.
+#[derive(Clone, Debug)]
+pub struct Cuda(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    stream: Arc<CudaStream>,
+    name: String,
+    /// Address of three words: code, row, value.
+    error: u64,
+}
+
+impl PartialEq for Cuda {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Cuda {
+    pub(crate) fn new(ordinal: usize) -> Result<Self> {
+        check_driver()?;
+        let count = CudaContext::device_count().map_err(|e| failed("no CUDA device", e))?;
+        if !usize::try_from(count).is_ok_and(|count| ordinal < count) {
+            let message = format!("there are {count} CUDA devices, no number {ordinal}");
+            return Err(Error::Device(message));
+        }
+        let context = CudaContext::new(ordinal).map_err(|e| failed("cannot open it", e))?;
+        // SAFETY: nothing has been allocated in this context object, and all that will be is used
+        // on the one stream below.
+        unsafe { context.disable_event_tracking() };
+        let cuda = Self::from_stream(context.new_stream().map_err(|e| failed("no stream", e))?)?;
+        cuda.keep_memory()?;
+        Ok(cuda)
+    }
+
+    /// A device that queues its work on the caller's stream.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a GPU that the kernels are not built for.
+    pub fn from_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        check_driver()?;
+        let context = stream.context();
+        let name = context.name().map_err(|e| failed("a device without a name", e))?;
+        let (major, minor) =
+            context.compute_capability().map_err(|e| failed("unknown compute capability", e))?;
+        if (major, minor) < OLDEST {
+            return Err(Error::Device(format!(
+                "{name} has compute capability {major}.{minor}; the kernels need {}.{} or later",
+                OLDEST.0, OLDEST.1
+            )));
+        }
+        let error = take(&stream, ERROR_WORDS, Fill::Zeros)?;
+        Ok(Cuda(Arc::new(Inner { stream, name, error })))
+    }
+
+    /// The stream that everything is queued on.
+    pub fn cuda_stream(&self) -> &Arc<CudaStream> {
+        &self.0.stream
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Waits until everything queued is done.
+    ///
+    /// # Errors
+    /// As [`Device::synchronize`](super::Device::synchronize).
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        let mut words = [0i32; 3];
+        // SAFETY: the words live as long as `self`, and the copy is over when the stream is idle.
+        unsafe { result::memcpy_dtoh_async(&mut words, self.0.error, self.0.stream.cu_stream()) }
+            .and_then(|()| self.0.stream.synchronize())
+            .map_err(|e| failed("what was queued has failed", e))?;
+        if words != [0; 3] {
+            // SAFETY: as above.
+            unsafe { self.zero(self.0.error, ERROR_WORDS) }?;
+        }
+        super::fault(words)
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        Device::Cuda(self.clone())
+    }
+
+    pub(crate) fn alloc(&self, bytes: usize, fill: Fill) -> Result<Buffer> {
+        self.bind()?;
+        let address = take(&self.0.stream, bytes, fill)?;
+        Ok(Buffer { cuda: self.clone(), address, bytes })
+    }
+
+    pub(super) fn pointer(&self, address: u64) -> *mut c_void {
+        std::ptr::without_provenance_mut(address as usize)
+    }
+
+    pub(crate) fn stream(&self) -> *mut c_void {
+        self.0.stream.cu_stream().cast()
+    }
+
+    pub(crate) fn error_word(&self) -> *mut i32 {
+        self.pointer(self.0.error).cast()
+    }
+
+    /// Makes the context current on this thread, which the kernels' launches need.
+    pub(crate) fn bind(&self) -> Result<()> {
+        self.0.stream.context().bind_to_thread().map_err(|e| failed("a context is lost", e))
+    }
+
+    /// Queues a copy of `rows` of `row_bytes`.
+    ///
+    /// # Safety
+    /// Both sides must hold the rows, be apart, and stay until the stream has reached the copy.
+    pub(super) unsafe fn copy(
+        &self,
+        to: Pitched,
+        from: Pitched,
+        row_bytes: usize,
+        rows: usize,
+    ) -> Result<()> {
+        self.bind()?;
+        let kind = |side: Pitched| match side.on_host {
+            true => sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+            false => sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        };
+        let host = |side: Pitched| match side.on_host {
+            true => std::ptr::with_exposed_provenance_mut(side.address as usize),
+            false => std::ptr::null_mut(),
+        };
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: kind(from),
+            srcHost: host(from),
+            srcDevice: from.address,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: from.pitch,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: kind(to),
+            dstHost: host(to),
+            dstDevice: to.address,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: to.pitch,
+            WidthInBytes: row_bytes,
+            Height: rows,
+        };
+        let stream = self.0.stream.cu_stream();
+        // SAFETY: the caller's; a single row has no pitch to keep to, and may be longer than one.
+        let status = unsafe {
+            match (rows, to.on_host, from.on_host) {
+                (1, false, true) => {
+                    sys::cuMemcpyHtoDAsync_v2(to.address, host(from), row_bytes, stream)
+                }
+                (1, true, false) => {
+                    sys::cuMemcpyDtoHAsync_v2(host(to), from.address, row_bytes, stream)
+                }
+                (1, false, false) => {
+                    sys::cuMemcpyDtoDAsync_v2(to.address, from.address, row_bytes, stream)
+                }
+                _ => sys::cuMemcpy2DAsync_v2(&copy, stream),
+            }
+        };
+        status.result().map_err(|e| failed("a copy", e))
+    }
+
+    /// Queues a fill of bytes with zeros.
+    ///
+    /// # Safety
+    /// The bytes must be the caller's to write, in the stream's order.
+    pub(super) unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.0.stream.cu_stream()) }
+            .map_err(|e| failed("filling with zeros", e))
+    }
+
+    /// A moment on the stream: when everything queued before it is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn event(&self) -> Result<Event> {
+        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        let event = self.0.stream.record_event(Some(flags)).map_err(|e| failed("an event", e))?;
+        Ok(Event(event))
+    }
+
+    /// Frees of the context's pool keep their memory for the next allocation. Not done to a pool
+    /// that others use too.
+    fn keep_memory(&self) -> Result<()> {
+        let context = self.0.stream.context();
+        if !context.has_async_alloc() {
+            return Ok(());
+        }
+        let mut all = u64::MAX;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the device is open, and the attribute is a u64.
+        unsafe {
+            result::device::get_mem_pool(context.cu_device()).and_then(|pool| {
+                result::mem_pool::set_attribute(pool, attribute, (&raw mut all).cast())
+            })
+        }
+        .map_err(|e| failed("the memory pool", e))
+    }
+
+    /// The slice's memory as a buffer of this device.
+    pub(crate) fn adopt<T>(&self, slice: CudaSlice<T>) -> Result<Buffer> {
+        self.check_stream(slice.stream())?;
+        let bytes = slice.num_bytes();
+        Ok(Buffer { cuda: self.clone(), address: slice.leak(), bytes })
+    }
+
+    /// That memory of `stream` needs no event to be used here.
+    pub(crate) fn check_stream(&self, stream: &CudaStream) -> Result<()> {
+        if *stream == *self.0.stream {
+            return Ok(());
+        }
+        Err(Error::Device("memory of another stream: make the device from the slice's".into()))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        give(&self.stream, self.error);
+    }
+}
+
+/// Memory that its drop frees, in the stream's order.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    cuda: Cuda,
+    address: u64,
+    bytes: usize,
+}
+
+impl Buffer {
+    pub(crate) fn cuda(&self) -> &Cuda {
+        &self.cuda
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The memory as a slice of cudarc.
+    pub(crate) fn into_slice<T>(self) -> CudaSlice<T> {
+        let buffer = std::mem::ManuallyDrop::new(self);
+        // SAFETY: the buffer is not dropped, so the field is read once.
+        let cuda = unsafe { std::ptr::read(&buffer.cuda) };
+        // SAFETY: the memory is an allocation of this stream's context with that many bytes, and
+        // every bit pattern is a value of the types that tensors hold.
+        unsafe { cuda.0.stream.upgrade_device_ptr(buffer.address, buffer.bytes / size_of::<T>()) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        give(&self.cuda.0.stream, self.address);
+    }
+}
+
+/// A moment on the stream.
+#[derive(Debug)]
+pub struct Event(CudaEvent);
+
+impl Event {
+    /// Seconds from this moment to a later one; waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn seconds_to(&self, end: &Event) -> Result<f64> {
+        let milliseconds = self.0.elapsed_ms(&end.0).map_err(|e| failed("an event", e))?;
+        Ok(milliseconds as f64 / 1e3)
+    }
+}
+
+fn check_driver() -> Result<()> {
+    // SAFETY: this only tries to load the library.
+    if !unsafe { sys::is_culib_present() } {
+        let message =
+            "no CUDA driver (libcuda.so.1): install NVIDIA's driver, release 580 or later";
+        return Err(Error::Device(message.into()));
+    }
+    let mut version = 0;
+    // SAFETY: it writes one integer, and may be called before initialisation.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(|e| failed("a driver without a version", e))?;
+    if version < CUDA {
+        return Err(Error::Device(format!(
+            "the driver is for CUDA {}.{}, the kernels need {}.{}: install NVIDIA's driver, \
+             release 580 or later",
+            version / 1000,
+            version % 1000 / 10,
+            CUDA / 1000,
+            CUDA % 1000 / 10
+        )));
+    }
+    Ok(())
+}
+
+/// The stream's context must be current.
+fn take(stream: &CudaStream, bytes: usize, fill: Fill) -> Result<u64> {
+    let size = bytes.max(16);
+    let failed = |e| failed(&format!("cannot allocate {size} bytes"), e);
+    stream.context().bind_to_thread().map_err(failed)?;
+    // SAFETY: the stream is alive; the memory is written before it is read, as `fill` says.
+    unsafe {
+        let address = match stream.context().has_async_alloc() {
+            true => result::malloc_async(stream.cu_stream(), size),
+            false => result::malloc_sync(size),
+        }
+        .map_err(failed)?;
+        if fill == Fill::Zeros {
+            result::memset_d8_async(address, 0, size, stream.cu_stream()).map_err(failed)?;
+        }
+        Ok(address)
+    }
+}
+
+fn give(stream: &CudaStream, address: u64) {
+    let context = stream.context();
+    context.record_err(context.bind_to_thread());
+    // SAFETY: `take` (or a slice of the same context) gave the address, and its one owner is
+    // dropped; work queued before this still finds the memory.
+    context.record_err(unsafe {
+        match context.has_async_alloc() {
+            true => result::free_async(address, stream.cu_stream()),
+            false => stream.synchronize().and_then(|()| result::free_sync(address)),
+        }
+    });
+}
+
+fn failed(what: &str, error: DriverError) -> Error {
+    let name = error.error_name().ok().and_then(|name| name.to_str().ok()).unwrap_or("unknown");
+    Error::Device(format!("{what}: {name}"))
+}
+
+impl From<Cuda> for Device {
+    fn from(cuda: Cuda) -> Self {
+        Device::Cuda(cuda)
+    }
+}

@@ -1,0 +1,5 @@
+//! The `collimate` binary.
+
+fn main() -> std::process::ExitCode {
+    collimate::cli::main()
+}

@@ -1,0 +1,176 @@
+use crate::ops::attention::Segment;
+use crate::{Error, Result};
+
+/// Where every token of a batch stands: there is no padding, so there is nothing to mask.
+///
+/// A *sequence* is a run of scored tokens (a completion); sequences are numbered in the order in
+/// which they were pushed. The last token of a sequence predicts nothing and is no input.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Layout {
+    /// Input token of each of the T rows.
+    pub tokens: Vec<i32>,
+    /// Position of each row in its sequence.
+    pub positions: Vec<i32>,
+    /// Attention: which rows see which. They cover the T rows in order, without gaps.
+    pub segments: Vec<Segment>,
+    /// `[N]` the hidden row that predicts each scored token.
+    pub rows: Vec<i32>,
+    /// `[N]` the scored tokens.
+    pub targets: Vec<i32>,
+    /// `[S + 1]` where each sequence's scored tokens start and end in `targets`.
+    pub cu_scored: Vec<i32>,
+}
+
+impl Layout {
+    /// S, the number of scored sequences.
+    pub fn sequences(&self) -> usize {
+        self.cu_scored.len().saturating_sub(1)
+    }
+
+    /// N, the number of scored tokens.
+    pub fn scored(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Scored tokens of sequence `s`.
+    pub fn scored_of(&self, s: usize) -> std::ops::Range<usize> {
+        self.cu_scored[s] as usize..self.cu_scored[s + 1] as usize
+    }
+
+    /// Checks that every token is a row of a vocabulary of `vocab`.
+    pub fn check_vocab(&self, vocab: usize) -> Result<()> {
+        for (row, &id) in self.tokens.iter().chain(&self.targets).enumerate() {
+            if id < 0 || id as usize >= vocab {
+                return Err(Error::TokenId { op: "layout", row, id, vocab });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Builds a [`Layout`] sequence by sequence.
+#[derive(Clone, Debug)]
+pub struct LayoutBuilder {
+    layout: Layout,
+}
+
+impl Default for LayoutBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LayoutBuilder {
+    /// An empty batch.
+    pub fn new() -> Self {
+        LayoutBuilder { layout: Layout { cu_scored: vec![0], ..Layout::default() } }
+    }
+
+    /// One sequence on its own copy of its prompt. Without a prompt the first token of the
+    /// completion is not scored: nothing predicts it.
+    pub fn push(&mut self, prompt: &[i32], completion: &[i32]) {
+        let start = self.layout.tokens.len();
+        let tokens = prompt.iter().chain(completion);
+        let len = (prompt.len() + completion.len()).saturating_sub(1);
+        self.inputs(tokens.take(len).copied(), 0, start, 0);
+        let first_scored = prompt.len().max(1);
+        let skipped = first_scored - prompt.len();
+        for (i, &target) in completion.iter().enumerate().skip(skipped) {
+            self.score((start + prompt.len() + i - 1) as i32, target);
+        }
+        self.end_sequence();
+    }
+
+    /// Several completions on one copy of their prompt: exact, and cheaper than copies. The prompt
+    /// must not be empty unless there is nothing to share.
+    pub fn push_shared(&mut self, prompt: &[i32], completions: &[&[i32]]) {
+        if prompt.is_empty() {
+            completions.iter().for_each(|completion| self.push(prompt, completion));
+            return;
+        }
+        let prefix = self.layout.tokens.len();
+        self.inputs(prompt.iter().copied(), 0, 0, 0);
+        for completion in completions {
+            let start = self.layout.tokens.len();
+            let len = completion.len().saturating_sub(1);
+            self.inputs(completion[..len].iter().copied(), prompt.len(), prefix, prompt.len());
+            for (i, &target) in completion.iter().enumerate() {
+                let row = if i == 0 { prefix + prompt.len() - 1 } else { start + i - 1 };
+                self.score(row as i32, target);
+            }
+            self.end_sequence();
+        }
+    }
+
+    /// The batch.
+    pub fn finish(self) -> Result<Layout> {
+        if self.layout.tokens.len() > i32::MAX as usize {
+            return Err(Error::shape("layout", "fewer than 2^31 tokens", "more"));
+        }
+        Ok(self.layout)
+    }
+
+    fn inputs(
+        &mut self,
+        tokens: impl Iterator<Item = i32>,
+        position: usize,
+        prefix_start: usize,
+        prefix_len: usize,
+    ) {
+        let layout = &mut self.layout;
+        let start = layout.tokens.len();
+        layout.tokens.extend(tokens);
+        let len = layout.tokens.len() - start;
+        if len == 0 {
+            return;
+        }
+        layout.positions.extend((0..len).map(|i| (position + i) as i32));
+        layout.segments.push(Segment {
+            q_start: start as i32,
+            q_len: len as i32,
+            kv_start: start as i32,
+            prefix_start: if prefix_len == 0 { 0 } else { prefix_start as i32 },
+            prefix_len: prefix_len as i32,
+        });
+    }
+
+    fn score(&mut self, row: i32, target: i32) {
+        self.layout.rows.push(row);
+        self.layout.targets.push(target);
+    }
+
+    fn end_sequence(&mut self) {
+        self.layout.cu_scored.push(self.layout.targets.len() as i32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_prompt_scores_both_first_tokens_from_its_last_row() {
+        let mut builder = LayoutBuilder::new();
+        builder.push_shared(&[1, 5, 6], &[&[7, 8, 2], &[9]]);
+        let layout = builder.finish().unwrap();
+        assert_eq!(layout.tokens, [1, 5, 6, 7, 8]);
+        assert_eq!(layout.positions, [0, 1, 2, 3, 4]);
+        assert_eq!(layout.rows, [2, 3, 4, 2]);
+        assert_eq!(layout.targets, [7, 8, 2, 9]);
+        assert_eq!(layout.cu_scored, [0, 3, 4]);
+        assert_eq!(layout.segments.len(), 2);
+        assert_eq!(layout.segments[1].prefix_len, 3);
+    }
+
+    #[test]
+    fn a_text_does_not_score_its_first_token() {
+        let mut builder = LayoutBuilder::new();
+        builder.push(&[], &[1, 5, 2]);
+        builder.push(&[1, 3], &[4, 2]);
+        let layout = builder.finish().unwrap();
+        assert_eq!(layout.tokens, [1, 5, 1, 3, 4]);
+        assert_eq!(layout.targets, [5, 2, 4, 2]);
+        assert_eq!(layout.rows, [0, 1, 3, 4]);
+        assert_eq!(layout.cu_scored, [0, 2, 4]);
+    }
+}

@@ -1,0 +1,16 @@
+//! The decoder: weights apart from structure, one layout per batch, forward and backward by hand.
+
+mod block;
+mod config;
+mod decoder;
+mod layout;
+mod linear;
+mod lm_head;
+mod weights;
+
+pub use crate::ops::attention::Segment;
+pub use config::{DecoderConfig, RopeConfig, RopeScaling};
+pub use decoder::{Batch, Decoder, Keep, KvCache, Saved};
+pub use layout::{Layout, LayoutBuilder};
+pub use lm_head::{Chunk, LmHead};
+pub use weights::{ParamId, ParamInfo, ParamTable, Weights};

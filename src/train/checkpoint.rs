@@ -1,0 +1,318 @@
+//! Checkpoints: written aside, synced, renamed; a torn one is seen by its manifest and skipped.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Means, Observer, Optimizer, Resume, TrainConfig};
+use crate::models::{
+    ModelFolder, NamedTensor, SaveOptions, TensorFile, save as save_model, write_tensors,
+};
+use crate::nn::Weights;
+use crate::{Error, Real, Result};
+
+/// Everything of a run beside weights and moments. No times: a resumed run and an unbroken one
+/// write the same bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Steps done.
+    pub step: usize,
+    /// Tokens seen, by TRL's count.
+    pub num_tokens: u64,
+    /// Means since the last logged line.
+    pub means: Means,
+    /// Gradient norm of the last step, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the last step.
+    pub learning_rate: f64,
+    /// Steps skipped because something was not finite.
+    pub skipped: u64,
+    /// Whether it was told that the chosen answers become unlikely.
+    pub warned: bool,
+    /// Lines of metrics.jsonl that belong to the steps done.
+    pub metrics_lines: u64,
+    /// What decides which examples a step sees.
+    pub order: Order,
+}
+
+/// What decides which examples a step sees: a resumed run must agree.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    examples: usize,
+    per_device_train_batch_size: usize,
+    gradient_accumulation_steps: usize,
+    seed: u64,
+    shuffle: bool,
+}
+
+impl Order {
+    fn of(config: &TrainConfig, examples: usize) -> Self {
+        Order {
+            examples,
+            per_device_train_batch_size: config.batch_size,
+            gradient_accumulation_steps: config.accumulation,
+            seed: config.seed,
+            shuffle: config.shuffle,
+        }
+    }
+
+    /// An error that names what differs from the order of the run at `path`.
+    fn check(&self, path: &Path, now: &Order) -> Result<()> {
+        let fields = |order: &Order| {
+            [
+                ("examples", order.examples.to_string()),
+                ("per_device_train_batch_size", order.per_device_train_batch_size.to_string()),
+                ("gradient_accumulation_steps", order.gradient_accumulation_steps.to_string()),
+                ("seed", order.seed.to_string()),
+                ("shuffle", order.shuffle.to_string()),
+            ]
+        };
+        let differ: Vec<String> = fields(self)
+            .into_iter()
+            .zip(fields(now))
+            .filter(|(then, now)| then != now)
+            .map(|((name, then), (_, now))| format!("{name}: expected {then}, got {now}"))
+            .collect();
+        if differ.is_empty() {
+            return Ok(());
+        }
+        let message = format!("another run's checkpoint, by its batches: {}", differ.join("; "));
+        Err(Error::file(path, message))
+    }
+}
+
+impl State {
+    /// A run before its first step.
+    pub fn new(config: &TrainConfig, examples: usize) -> Self {
+        State {
+            step: 0,
+            num_tokens: 0,
+            means: Means::default(),
+            grad_norm: 0.0,
+            learning_rate: 0.0,
+            skipped: 0,
+            warned: false,
+            metrics_lines: 0,
+            order: Order::of(config, examples),
+        }
+    }
+}
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "trainer_state.json";
+const FIRST: &str = "exp_avg";
+const SECOND: &str = "exp_avg_sq";
+const WEIGHTS: &str = "weights";
+const MANIFEST: &str = "manifest.json";
+
+/// Writes `checkpoint-N` and removes those beyond `save_total_limit`.
+pub fn save<T: Real>(
+    config: &TrainConfig,
+    folder: &ModelFolder,
+    weights: &Weights<T>,
+    optimizer: &Optimizer<T>,
+    state: &State,
+) -> Result<PathBuf> {
+    let target = config.output_dir.join(format!("checkpoint-{}", state.step));
+    let aside = config.output_dir.join(format!("checkpoint-{}.tmp", state.step));
+    remove(&aside)?;
+    fs::create_dir_all(&aside).map_err(|e| Error::io(&aside, e))?;
+    save_model(folder, &aside, weights, &SaveOptions::default())?;
+    let mut moments = vec![(FIRST, &optimizer.m), (SECOND, &optimizer.v)];
+    if folder.dtype != T::DTYPE {
+        // The model file may be in fewer bits than the weights: resuming needs them whole.
+        moments.push((WEIGHTS, weights));
+    }
+    let moments = moments.into_iter().map(|(name, arena)| {
+        let values = arena.arena().as_slice().unwrap_or_default();
+        NamedTensor { name, shape: vec![values.len()], values }
+    });
+    write_tensors(aside.join(OPTIMIZER), moments, T::DTYPE, &[])?;
+    write(&aside.join(STATE), &serde_json::to_vec_pretty(state).map_err(|e| json(STATE, e))?)?;
+    let mut manifest = serde_json::Map::new();
+    for name in files(&aside)? {
+        let sum = digest(&aside.join(&name))?;
+        manifest.insert(name, sum.into());
+    }
+    let manifest = serde_json::to_vec_pretty(&manifest).map_err(|e| json(MANIFEST, e))?;
+    write(&aside.join(MANIFEST), &manifest)?;
+    sync_dir(&aside)?;
+    remove(&target)?;
+    fs::rename(&aside, &target).map_err(|e| Error::io(&target, e))?;
+    sync_dir(&config.output_dir)?;
+    if let Some(limit) = config.save_total_limit {
+        let mut all = list(&config.output_dir)?;
+        all.retain(|(step, _)| *step != state.step);
+        while all.len() >= limit.max(1) {
+            remove(&all.remove(0).1)?;
+        }
+    }
+    Ok(target)
+}
+
+/// Restores what `config.resume` asks for: the state and the checkpoint's path, or `None` for a
+/// run from the start.
+pub fn restore<T: Real>(
+    config: &TrainConfig,
+    examples: usize,
+    weights: &mut Weights<T>,
+    optimizer: &mut Optimizer<T>,
+    observer: &mut dyn Observer,
+) -> Result<Option<(State, String)>> {
+    let path = match &config.resume {
+        Resume::No => return Ok(None),
+        Resume::From(path) => {
+            check(path)?;
+            path.clone()
+        }
+        Resume::Auto => {
+            let mut newest = None;
+            for (_, path) in list(&config.output_dir)?.into_iter().rev() {
+                match check(&path) {
+                    Ok(()) => {
+                        newest = Some(path);
+                        break;
+                    }
+                    Err(e) => observer.note(&format!("skipped a torn checkpoint: {e}")),
+                }
+            }
+            match newest {
+                Some(path) => path,
+                None => return Ok(None),
+            }
+        }
+    };
+    let file = path.join(STATE);
+    let text = fs::read(&file).map_err(|e| Error::io(&file, e))?;
+    let mut state: State =
+        serde_json::from_slice(&text).map_err(|e| Error::file(&file, e.to_string()))?;
+    state.order.check(&path, &Order::of(config, examples))?;
+    let moments = TensorFile::open(path.join(OPTIMIZER))?;
+    let read = |name: &str, into: &mut Weights<T>| {
+        moments.read(name, into.arena_mut().as_mut_slice().unwrap_or_default())
+    };
+    read(FIRST, &mut optimizer.m)?;
+    read(SECOND, &mut optimizer.v)?;
+    if moments.info(WEIGHTS).is_some() {
+        read(WEIGHTS, weights)?;
+    } else {
+        let table = weights.table().clone();
+        let device = weights.arena().device();
+        *weights = ModelFolder::open(&path)?.load_weights(&table, &device)?;
+    }
+    optimizer.steps = (state.step as u64).saturating_sub(state.skipped);
+    if !config.resume.in_place(&config.output_dir) {
+        // The lines that it knows are in another folder.
+        state.metrics_lines = 0;
+    }
+    Ok(Some((state, path.display().to_string())))
+}
+
+/// Removes what a run that goes on after `step` will write anew: later checkpoints, which it makes
+/// untrue, and what a kill left behind of one that was being written.
+pub fn forget_later(output_dir: &Path, step: usize, observer: &mut dyn Observer) -> Result<()> {
+    for (later, path) in list(output_dir)?.into_iter().filter(|(at, _)| *at > step) {
+        observer.note(&format!("removed checkpoint-{later}: the run goes on from step {step}"));
+        remove(&path)?;
+    }
+    for entry in fs::read_dir(output_dir).map_err(|e| Error::io(output_dir, e))? {
+        let entry = entry.map_err(|e| Error::io(output_dir, e))?;
+        let name = entry.file_name();
+        let aside = name.to_str().and_then(|n| n.strip_prefix("checkpoint-")?.strip_suffix(".tmp"));
+        if aside.is_some_and(|step| step.parse::<usize>().is_ok()) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The checkpoints of a run, oldest first.
+pub fn list(output_dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let mut all = Vec::new();
+    let entries = match fs::read_dir(output_dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(all),
+        Err(e) => return Err(Error::io(output_dir, e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io(output_dir, e))?;
+        let name = entry.file_name();
+        let step = name.to_str().and_then(|n| n.strip_prefix("checkpoint-")?.parse().ok());
+        if let Some(step) = step {
+            all.push((step, entry.path()));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// Checks every file against the manifest.
+fn check(path: &Path) -> Result<()> {
+    let file = path.join(MANIFEST);
+    let text = fs::read(&file).map_err(|e| Error::io(&file, e))?;
+    let manifest: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&text).map_err(|e| Error::file(&file, e.to_string()))?;
+    for name in [MODEL, OPTIMIZER, STATE] {
+        let sharded = name == MODEL && manifest.contains_key("model.safetensors.index.json");
+        if !manifest.contains_key(name) && !sharded {
+            return Err(Error::file(&file, format!("expected an entry for {name}")));
+        }
+    }
+    for (name, sum) in &manifest {
+        let file = path.join(name);
+        if Some(digest(&file)?.as_str()) != sum.as_str() {
+            return Err(Error::file(&file, "its bytes are not those of the manifest"));
+        }
+    }
+    Ok(())
+}
+
+fn files(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+        let entry = entry.map_err(|e| Error::io(dir, e))?;
+        names.extend(entry.file_name().to_str().map(str::to_string));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn digest(path: &Path) -> Result<String> {
+    let mut file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut buffer).map_err(|e| Error::io(path, e))? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = fs::File::create(path)?;
+        std::io::Write::write_all(&mut file, bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|e| Error::io(path, e))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, e)),
+        _ => Ok(()),
+    }
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    fs::File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(path, e))
+}
+
+fn json(name: &str, error: serde_json::Error) -> Error {
+    Error::file(name, error.to_string())
+}

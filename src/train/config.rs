@@ -1,0 +1,209 @@
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Settings that every training method shares, under TRL's names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainConfig {
+    /// The folder of the model to train.
+    pub model: PathBuf,
+    /// Where metrics, checkpoints and the trained model go.
+    pub output_dir: PathBuf,
+    /// Examples per forward and backward.
+    pub batch_size: usize,
+    /// Micro-batches per optimiser step.
+    pub accumulation: usize,
+    /// Passes over the data, where `max_steps` is not given.
+    pub epochs: f64,
+    /// Optimiser steps in all.
+    pub max_steps: Option<usize>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Shape of the learning rate after warm-up.
+    pub schedule: Schedule,
+    /// Linear warm-up from 0.
+    pub warmup: Warmup,
+    /// AdamW's decoupled decay of matrices.
+    pub weight_decay: f64,
+    /// AdamW's first-moment decay.
+    pub adam_beta1: f64,
+    /// AdamW's second-moment decay.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this norm; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    /// Seeds every generator.
+    pub seed: u64,
+    /// Whether each epoch draws its own order; off keeps the file's.
+    pub shuffle: bool,
+    /// Steps from one logged line to the next.
+    pub logging_steps: usize,
+    /// Steps from one checkpoint to the next; 0: none but at the end of an interrupted run.
+    pub save_steps: usize,
+    /// How many checkpoints are kept.
+    pub save_total_limit: Option<usize>,
+    /// Steps from one evaluation to the next; 0: at the end alone.
+    pub eval_steps: usize,
+    /// Where to go on from.
+    pub resume: Resume,
+    /// Keep only the inputs of the blocks and recompute the rest in the backward.
+    pub gradient_checkpointing: bool,
+    /// Skip and count steps whose loss or gradient is not finite, instead of stopping.
+    pub skip_nonfinite: bool,
+    /// Score the reference over the whole dataset once, before the first step.
+    pub precompute_ref_log_probs: bool,
+}
+
+/// Linear warm-up from a rate of 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Warmup {
+    /// Over this many steps.
+    Steps(usize),
+    /// Over this share of all steps, rounded up.
+    Ratio(f64),
+}
+
+/// Shape of the learning rate after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// Down to 0 at the last step, in a straight line.
+    Linear,
+    /// Down to 0 at the last step, along half a cosine.
+    Cosine,
+    /// Constant.
+    Constant,
+}
+
+/// Where a run goes on from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Resume {
+    /// From the start.
+    No,
+    /// From the newest sound checkpoint of the output directory, or from the start.
+    Auto,
+    /// From this checkpoint.
+    From(PathBuf),
+}
+
+impl Resume {
+    /// Whether the run goes on in its own folder, and not from a checkpoint of another.
+    pub fn in_place(&self, output_dir: &Path) -> bool {
+        match self {
+            Resume::No => false,
+            Resume::Auto => true,
+            Resume::From(path) => match (path.canonicalize(), output_dir.canonicalize()) {
+                (Ok(path), Ok(output_dir)) => path.parent() == Some(&output_dir),
+                _ => false,
+            },
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            model: PathBuf::new(),
+            output_dir: PathBuf::new(),
+            batch_size: 8,
+            accumulation: 1,
+            epochs: 1.0,
+            max_steps: None,
+            learning_rate: 1e-6,
+            schedule: Schedule::Linear,
+            warmup: Warmup::Steps(0),
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            seed: 42,
+            shuffle: true,
+            logging_steps: 10,
+            save_steps: 500,
+            save_total_limit: None,
+            eval_steps: 0,
+            resume: Resume::No,
+            gradient_checkpointing: false,
+            skip_nonfinite: false,
+            precompute_ref_log_probs: false,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Checks every range.
+    pub fn validate(&self) -> Result<()> {
+        for (name, value) in [
+            ("per_device_train_batch_size", self.batch_size),
+            ("gradient_accumulation_steps", self.accumulation),
+            ("logging_steps", self.logging_steps),
+            ("save_total_limit", self.save_total_limit.unwrap_or(1)),
+            ("max_steps", self.max_steps.unwrap_or(1)),
+        ] {
+            if value == 0 || value > 1 << 30 {
+                return Err(Error::setting(name, "at least 1", value));
+            }
+        }
+        let range = |name: &str, value: f64, expected: &str, ok: bool| match ok {
+            true => Ok(()),
+            false => Err(Error::setting(name, expected, value)),
+        };
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let not_negative = |x: f64| x.is_finite() && x >= 0.0;
+        let unit = |x: f64| (0.0..1.0).contains(&x);
+        let (rate, decay) = (self.learning_rate, self.weight_decay);
+        range("num_train_epochs", self.epochs, "a positive number", positive(self.epochs))?;
+        range("learning_rate", rate, "a number >= 0", not_negative(rate))?;
+        range("weight_decay", decay, "a number >= 0", not_negative(decay))?;
+        range("adam_beta1", self.adam_beta1, "0 <= beta < 1", unit(self.adam_beta1))?;
+        range("adam_beta2", self.adam_beta2, "0 <= beta < 1", unit(self.adam_beta2))?;
+        let (epsilon, norm) = (self.adam_epsilon, self.max_grad_norm);
+        range("adam_epsilon", epsilon, "a positive number", positive(epsilon))?;
+        range("max_grad_norm", norm, "a number >= 0", not_negative(norm))?;
+        if let Warmup::Ratio(ratio) = self.warmup {
+            range("warmup_ratio", ratio, "0 to 1", (0.0..=1.0).contains(&ratio))?;
+        }
+        Ok(())
+    }
+
+    /// The learning rate of `step` (from 1) of `total`, as Hugging Face's schedulers give it.
+    pub fn rate(&self, step: usize, total: usize) -> f64 {
+        let warmup = match self.warmup {
+            Warmup::Steps(steps) => steps,
+            Warmup::Ratio(ratio) => (ratio * total as f64).ceil() as usize,
+        };
+        let done = step - 1;
+        let factor = if done < warmup {
+            done as f64 / warmup as f64
+        } else {
+            let rest = total.saturating_sub(warmup).max(1) as f64;
+            let progress = (done - warmup) as f64 / rest;
+            match self.schedule {
+                Schedule::Linear => (1.0 - progress).max(0.0),
+                Schedule::Cosine => {
+                    (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0)
+                }
+                Schedule::Constant => 1.0,
+            }
+        };
+        self.learning_rate * factor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_those_of_hugging_face() {
+        let config =
+            TrainConfig { learning_rate: 5e-4, warmup: Warmup::Steps(4), ..TrainConfig::default() };
+        let rates: Vec<f64> = [1, 2, 5, 6, 20].iter().map(|&s| config.rate(s, 20)).collect();
+        approx::assert_relative_eq!(
+            rates[..],
+            [0.0, 1.25e-4, 5e-4, 4.6875e-4, 3.125e-5],
+            epsilon = 1e-12
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! Training methods: what examples become layouts, and what log-probs become coefficients.
+
+mod paired;
+mod sft;
+mod unpaired;
+
+pub use paired::Paired;
+pub use sft::Sft;
+pub use unpaired::Unpaired;
+
+use std::ops::Range;
+
+use super::metrics::Means;
+use crate::Result;
+use crate::nn::Layout;
+
+/// A training method over a dataset. Trunk and head know no loss: they meet its coefficients.
+pub trait Method: Sync {
+    /// Number of examples of an epoch.
+    fn examples(&self) -> usize;
+
+    /// Whether a frozen copy of the initial policy scores every micro-batch too.
+    fn needs_reference(&self) -> bool {
+        false
+    }
+
+    /// What log-ratios to the reference are multiplied by in rewards, where there are any.
+    fn beta(&self) -> Option<f64> {
+        None
+    }
+
+    /// Sequences that must meet the loss together; `usize::MAX` for a loss that couples the whole
+    /// micro-batch.
+    fn group(&self) -> usize {
+        1
+    }
+
+    /// Whether a last micro-batch of one example joins the one before it.
+    fn joins_single(&self) -> bool {
+        false
+    }
+
+    /// Where an example came from, for messages.
+    fn describe(&self, example: usize) -> String;
+
+    /// The micro-batch of these examples.
+    fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch>;
+
+    /// The loss of the sequences in `range`, and dL/d(sum of log-probs) of each of them.
+    fn loss(
+        &self,
+        batch: &MicroBatch,
+        range: Range<usize>,
+        scores: &Scores,
+        step: &StepTotals,
+    ) -> Result<SequenceLoss>;
+
+    /// Adds what is logged about one scored micro-batch.
+    fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()>;
+}
+
+/// A loss over some sequences.
+#[derive(Clone, Debug)]
+pub struct SequenceLoss {
+    /// Their share of the step's loss.
+    pub value: f64,
+    /// dL/d(sum of log-probs) of each sequence.
+    pub coefficients: Vec<f64>,
+}
+
+/// Examples on their way through the model.
+#[derive(Clone, Debug)]
+pub struct MicroBatch {
+    /// Indices into the dataset.
+    pub examples: Vec<usize>,
+    /// What the policy is trained on.
+    pub layout: Layout,
+    /// What is scored beside it without a gradient: KTO's mismatched completions.
+    pub mismatched: Option<Layout>,
+    /// Tokens by TRL's count: every sequence of the policy whole, prompts not shared.
+    pub num_tokens: usize,
+}
+
+/// What is known of a whole step before its first forward.
+#[derive(Clone, Copy, Debug)]
+pub struct StepTotals {
+    /// Micro-batches of the step.
+    pub micro_batches: usize,
+    /// Scored tokens of the step.
+    pub scored_tokens: usize,
+}
+
+/// Per-sequence sums over scored tokens. Filled chunk by chunk.
+#[derive(Clone, Debug, Default)]
+pub struct Scores {
+    /// Log-probs under the policy.
+    pub logps: Vec<f64>,
+    /// Log-probs under the reference; zeros where there is none.
+    pub reference: Vec<f64>,
+    /// Entropies.
+    pub entropy: Vec<f64>,
+    /// Vocabulary-mean logits.
+    pub logits: Vec<f64>,
+    /// Scored tokens that were the most likely one.
+    pub hits: Vec<f64>,
+    /// Scored tokens.
+    pub tokens: Vec<usize>,
+    /// Policy minus reference over the mismatched sequences.
+    pub mismatched: Vec<f64>,
+}
+
+impl Scores {
+    /// Mean of a per-token quantity over the tokens of some sequences.
+    pub fn token_mean(&self, sums: &[f64], sequences: impl Iterator<Item = usize> + Clone) -> f64 {
+        let sum: f64 = sequences.clone().map(|s| sums[s]).sum();
+        let tokens: usize = sequences.map(|s| self.tokens[s]).sum();
+        sum / tokens.max(1) as f64
+    }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut count) = (0.0, 0usize);
+    for value in values {
+        sum += value;
+        count += 1;
+    }
+    sum / count.max(1) as f64
+}
+
+fn line_of(line: Option<usize>) -> String {
+    line.map_or_else(|| "no line".into(), |line| format!("line {line}"))
+}

@@ -1,0 +1,143 @@
+use std::ops::Range;
+
+use super::{MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
+use crate::Result;
+use crate::data::formats::PairText;
+use crate::data::{Dataset, Pair};
+use crate::losses::{BatchOutput, Normaliser, PairBatch, PairObjective, preference_loss};
+use crate::nn::LayoutBuilder;
+use crate::train::metrics::Means;
+
+/// Preference pairs under any paired loss: DPO and its relatives.
+///
+/// A micro-batch's sequences are chosen and rejected in turn.
+#[derive(Debug)]
+pub struct Paired {
+    /// Prompts with two answers.
+    pub pairs: Dataset<Pair>,
+    /// The loss.
+    pub objective: PairObjective,
+    /// Both answers stand on one copy of their prompt: exact, and cheaper.
+    pub share_prompts: bool,
+}
+
+impl Paired {
+    fn loss_of(
+        &self,
+        batch: &MicroBatch,
+        sequences: Range<usize>,
+        scores: &Scores,
+        normaliser: Normaliser,
+    ) -> Result<BatchOutput> {
+        let side = |values: &[f64], side: usize| -> Vec<f64> {
+            sequences.clone().skip(side).step_by(2).map(|s| values[s]).collect()
+        };
+        let tokens = |side: usize| -> Vec<usize> {
+            sequences.clone().skip(side).step_by(2).map(|s| scores.tokens[s]).collect()
+        };
+        let examples = &batch.examples[sequences.start / 2..sequences.end / 2];
+        let column = |default: f64, get: fn(&PairText) -> Option<f64>| -> Option<Vec<f64>> {
+            let value = |e: usize| self.pairs.text(e).and_then(get);
+            let any = examples.iter().any(|&e| value(e).is_some());
+            any.then(|| examples.iter().map(|&e| value(e).unwrap_or(default)).collect())
+        };
+        let (chosen, rejected) = (side(&scores.logps, 0), side(&scores.logps, 1));
+        let (ref_chosen, ref_rejected) = (side(&scores.reference, 0), side(&scores.reference, 1));
+        let (weights, probs) =
+            (column(1.0, |pair| pair.weight), column(1.0, |pair| pair.target_prob));
+        preference_loss(
+            &self.objective,
+            &PairBatch {
+                policy_chosen_logps: &chosen,
+                policy_rejected_logps: &rejected,
+                reference_chosen_logps: Some(&ref_chosen),
+                reference_rejected_logps: Some(&ref_rejected),
+                chosen_tokens: &tokens(0),
+                rejected_tokens: &tokens(1),
+                target_probs: probs.as_deref(),
+                target_logps: None,
+                weights: weights.as_deref(),
+            },
+            normaliser,
+        )
+    }
+}
+
+impl super::Method for Paired {
+    fn examples(&self) -> usize {
+        self.pairs.len()
+    }
+
+    fn needs_reference(&self) -> bool {
+        self.objective.needs_reference()
+    }
+
+    fn beta(&self) -> Option<f64> {
+        self.needs_reference().then_some(self.objective.beta)
+    }
+
+    fn group(&self) -> usize {
+        if self.objective.couples_batch() { usize::MAX } else { 2 }
+    }
+
+    fn describe(&self, example: usize) -> String {
+        line_of(self.pairs.line(example))
+    }
+
+    fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {
+        let mut layout = LayoutBuilder::new();
+        let mut num_tokens = 0;
+        for pair in self.pairs.batch(examples)? {
+            let (chosen, rejected) = (pair.chosen_side(), pair.rejected_side());
+            num_tokens += chosen.tokens() + rejected.tokens();
+            if self.share_prompts && pair.shares_prompt() {
+                layout.push_shared(chosen.prompt, &[chosen.completion, rejected.completion]);
+            } else {
+                layout.push(chosen.prompt, chosen.completion);
+                layout.push(rejected.prompt, rejected.completion);
+            }
+        }
+        Ok(MicroBatch {
+            examples: examples.to_vec(),
+            layout: layout.finish()?,
+            mismatched: None,
+            num_tokens,
+        })
+    }
+
+    fn loss(
+        &self,
+        batch: &MicroBatch,
+        range: Range<usize>,
+        scores: &Scores,
+        step: &StepTotals,
+    ) -> Result<SequenceLoss> {
+        let normaliser = Normaliser {
+            pairs: (batch.examples.len() * step.micro_batches) as f64,
+            micro_batches: step.micro_batches as f64,
+        };
+        let out = self.loss_of(batch, range, scores, normaliser)?;
+        let coefficients =
+            out.dchosen.iter().zip(&out.drejected).flat_map(|(&c, &r)| [c, r]).collect();
+        Ok(SequenceLoss { value: out.loss, coefficients })
+    }
+
+    fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
+        let sequences = 0..scores.tokens.len();
+        let side = |side: usize| sequences.clone().skip(side).step_by(2);
+        let pairs = batch.examples.len();
+        let out = self.loss_of(batch, sequences.clone(), scores, Normaliser::single(pairs))?;
+        let margins = out.chosen_rewards.iter().zip(&out.rejected_rewards).map(|(c, r)| c - r);
+        means.add("entropy", scores.token_mean(&scores.entropy, sequences.clone()));
+        means.add("mean_token_accuracy", scores.token_mean(&scores.hits, side(0)));
+        means.add("rewards/chosen", mean(out.chosen_rewards.iter().copied()));
+        means.add("rewards/rejected", mean(out.rejected_rewards.iter().copied()));
+        means.add("rewards/margins", mean(margins));
+        means.add("rewards/accuracies", mean(out.accurate.iter().map(|&a| f64::from(a))));
+        means.add("logps/chosen", mean(side(0).map(|s| scores.logps[s])));
+        means.add("logps/rejected", mean(side(1).map(|s| scores.logps[s])));
+        means.add("logits/chosen", scores.token_mean(&scores.logits, side(0)));
+        means.add("logits/rejected", scores.token_mean(&scores.logits, side(1)));
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+use std::ops::Range;
+
+use super::{MicroBatch, Scores, SequenceLoss, StepTotals, line_of};
+use crate::Result;
+use crate::data::{Dataset, Example};
+use crate::nn::LayoutBuilder;
+use crate::train::metrics::Means;
+
+/// Supervised fine-tuning: the mean negative log-likelihood of the step's completion tokens.
+#[derive(Debug)]
+pub struct Sft {
+    /// Prompts with their completions.
+    pub examples: Dataset<Example>,
+}
+
+impl super::Method for Sft {
+    fn examples(&self) -> usize {
+        self.examples.len()
+    }
+
+    fn describe(&self, example: usize) -> String {
+        line_of(self.examples.line(example))
+    }
+
+    fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {
+        let mut layout = LayoutBuilder::new();
+        let mut num_tokens = 0;
+        for Example { prompt, completion, .. } in self.examples.batch(examples)? {
+            layout.push(prompt, completion);
+            num_tokens += prompt.len() + completion.len();
+        }
+        Ok(MicroBatch {
+            examples: examples.to_vec(),
+            layout: layout.finish()?,
+            mismatched: None,
+            num_tokens,
+        })
+    }
+
+    fn loss(
+        &self,
+        _: &MicroBatch,
+        range: Range<usize>,
+        scores: &Scores,
+        step: &StepTotals,
+    ) -> Result<SequenceLoss> {
+        let each = -1.0 / step.scored_tokens.max(1) as f64;
+        Ok(SequenceLoss {
+            value: range.clone().map(|s| each * scores.logps[s]).sum(),
+            coefficients: vec![each; range.len()],
+        })
+    }
+
+    fn metrics(&self, _: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
+        let all = 0..scores.tokens.len();
+        means.add("entropy", scores.token_mean(&scores.entropy, all.clone()));
+        means.add("mean_token_accuracy", scores.token_mean(&scores.hits, all));
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+use std::ops::Range;
+
+use super::{MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
+use crate::data::{Dataset, Unpaired as Example};
+use crate::losses::{KlEstimate, Kto};
+use crate::nn::LayoutBuilder;
+use crate::train::metrics::Means;
+use crate::{Error, Result};
+
+/// Single answers judged good or bad, under KTO.
+#[derive(Debug)]
+pub struct Unpaired {
+    /// Prompts with an answer and its label.
+    pub examples: Dataset<Example>,
+    /// The loss.
+    pub loss: Kto,
+}
+
+impl Unpaired {
+    /// The micro-batch's estimate of KL(policy || reference), from the mismatched pairs.
+    fn z0(&self, scores: &Scores) -> f64 {
+        let (sum, count) = (scores.mismatched.iter().sum(), scores.mismatched.len());
+        KlEstimate { sum, count }.z0()
+    }
+
+    fn desirable(&self, batch: &MicroBatch, sequence: usize) -> bool {
+        self.examples.text(batch.examples[sequence]).is_some_and(|text| text.desirable)
+    }
+
+    fn reward(&self, scores: &Scores, sequence: usize) -> f64 {
+        self.loss.beta * (scores.logps[sequence] - scores.reference[sequence])
+    }
+}
+
+impl super::Method for Unpaired {
+    fn examples(&self) -> usize {
+        self.examples.len()
+    }
+
+    fn needs_reference(&self) -> bool {
+        true
+    }
+
+    fn beta(&self) -> Option<f64> {
+        Some(self.loss.beta)
+    }
+
+    fn joins_single(&self) -> bool {
+        true
+    }
+
+    fn describe(&self, example: usize) -> String {
+        line_of(self.examples.line(example))
+    }
+
+    fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {
+        if examples.len() < 2 {
+            return Err(Error::setting(
+                "per_device_train_batch_size",
+                "at least 2 examples for KTO's mismatched pairs",
+                examples.len(),
+            ));
+        }
+        let (mut layout, mut mismatched) = (LayoutBuilder::new(), LayoutBuilder::new());
+        let mut num_tokens = 0;
+        let batch = self.examples.batch(examples)?;
+        for Example { prompt, completion, .. } in &batch {
+            layout.push(prompt, completion);
+            num_tokens += prompt.len() + completion.len();
+        }
+        for pair in Example::mismatched(&batch, self.examples.limits()) {
+            mismatched.push(&pair.prompt, &pair.completion);
+        }
+        Ok(MicroBatch {
+            examples: examples.to_vec(),
+            layout: layout.finish()?,
+            mismatched: Some(mismatched.finish()?),
+            num_tokens,
+        })
+    }
+
+    fn loss(
+        &self,
+        batch: &MicroBatch,
+        range: Range<usize>,
+        scores: &Scores,
+        step: &StepTotals,
+    ) -> Result<SequenceLoss> {
+        let z0 = self.z0(scores);
+        let share = 1.0 / (batch.examples.len() * step.micro_batches) as f64;
+        let (mut value, mut coefficients) = (0.0, Vec::with_capacity(range.len()));
+        for s in range {
+            let desirable = self.desirable(batch, s);
+            let (logp, reference) = (scores.logps[s], scores.reference[s]);
+            let out = self.loss.value_and_gradient(logp, reference, desirable, z0);
+            value += share * out.loss;
+            coefficients.push(share * out.dlogp);
+        }
+        Ok(SequenceLoss { value, coefficients })
+    }
+
+    fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
+        let all = 0..scores.tokens.len();
+        means.add("entropy", scores.token_mean(&scores.entropy, all.clone()));
+        means.add("kl", self.z0(scores));
+        let side =
+            |desirable: bool| all.clone().filter(move |&s| self.desirable(batch, s) == desirable);
+        if side(true).next().is_some() {
+            means.add("mean_token_accuracy", scores.token_mean(&scores.hits, side(true)));
+        }
+        for (name, desirable) in [("chosen", true), ("rejected", false)] {
+            if side(desirable).next().is_none() {
+                continue;
+            }
+            let rewards = side(desirable).map(|s| self.reward(scores, s));
+            means.add(&format!("rewards/{name}"), mean(rewards));
+            means.add(&format!("logps/{name}"), mean(side(desirable).map(|s| scores.logps[s])));
+            let logits = scores.token_mean(&scores.logits, side(desirable));
+            means.add(&format!("logits/{name}"), logits);
+        }
+        if side(true).next().is_some() && side(false).next().is_some() {
+            let reward = |desirable| mean(side(desirable).map(|s| self.reward(scores, s)));
+            means.add("rewards/margins", reward(true) - reward(false));
+        }
+        Ok(())
+    }
+}

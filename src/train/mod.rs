@@ -1,0 +1,20 @@
+//! Training: methods, optimiser, schedule, checkpoints, metrics, and the loop over them.
+
+mod batches;
+mod checkpoint;
+mod config;
+mod metrics;
+mod optimizer;
+mod step;
+mod trainer;
+
+pub mod methods;
+
+pub use batches::Batches;
+pub use checkpoint::list as checkpoints;
+pub use config::{Resume, Schedule, TrainConfig, Warmup};
+pub use methods::Method;
+pub use metrics::{Means, Record};
+pub use optimizer::Optimizer;
+pub use step::Policy;
+pub use trainer::{Observer, Outcome, Trainer, evaluate};

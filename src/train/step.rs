@@ -1,0 +1,202 @@
+use std::ops::Range;
+
+use super::methods::{Method, MicroBatch, Scores, StepTotals};
+use crate::nn::{Batch, Decoder, Keep, Layout, LmHead, Weights};
+use crate::ops::sequence_sum;
+use crate::ops::token_logprobs::{TokenStats, Wanted};
+use crate::{Device, Real, Result, Tensor};
+
+/// A decoder with its language head and the weights that it is trained from.
+#[derive(Debug)]
+pub struct Policy<T: Real> {
+    /// The structure.
+    pub decoder: Decoder,
+    /// The head.
+    pub head: LmHead,
+    /// The policy's weights.
+    pub weights: Weights<T>,
+    /// The reference's, where a method needs one.
+    pub reference: Option<Weights<T>>,
+    /// Whether the blocks' insides are recomputed in the backward.
+    pub checkpointing: bool,
+    /// Where it runs.
+    pub device: Device,
+}
+
+const WANTED: Wanted = Wanted { entropy: true, mean_logit: true, hit: true, log_sum_p2: false };
+const LOGPS_ONLY: Wanted =
+    Wanted { entropy: false, mean_logit: false, hit: false, log_sum_p2: false };
+
+impl<T: Real> Policy<T> {
+    /// Forward and backward of one micro-batch: its loss; gradients are added to `grads`, scores
+    /// are left in `scores`, whose `reference` the caller may have filled.
+    pub fn forward_backward(
+        &self,
+        method: &dyn Method,
+        micro: &MicroBatch,
+        totals: &StepTotals,
+        scores: &mut Scores,
+        grads: &mut Weights<T>,
+    ) -> Result<f64> {
+        let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
+        self.score_reference(method, micro, &batch, scores)?;
+        let keep = if self.checkpointing { Keep::Inputs } else { Keep::Activations };
+        let (hidden, saved) = self.decoder.forward(&self.weights, &batch, keep)?;
+        let mut dhidden = Tensor::zeros(&self.device, hidden.rows(), hidden.cols())?;
+        let vocab = self.decoder.config().vocab;
+        let chunks = self.head.chunks(&batch, vocab, method.group().min(batch.layout.sequences()));
+        let mut value = 0.0;
+        for sequences in chunks {
+            let chunk = self.head.forward(
+                &self.decoder,
+                &self.weights,
+                &hidden,
+                &batch,
+                sequences.clone(),
+                WANTED,
+            )?;
+            scores.take(&batch.layout, sequences.clone(), &chunk.stats)?;
+            let loss = method.loss(micro, sequences.clone(), scores, totals)?;
+            value += loss.value;
+            let dlogps = broadcast(&self.device, &batch.layout, sequences, &loss.coefficients)?;
+            chunk.backward(
+                &self.decoder,
+                &self.weights,
+                &batch,
+                dlogps.view(),
+                &mut dhidden,
+                grads,
+            )?;
+        }
+        drop(hidden);
+        if let Some(saved) = saved {
+            self.decoder.backward(&self.weights, &batch, saved, &dhidden, grads)?;
+        }
+        Ok(value)
+    }
+
+    /// Scores without a gradient: what evaluation needs, `scores.reference` included.
+    pub fn score(&self, method: &dyn Method, micro: &MicroBatch) -> Result<Scores> {
+        let mut scores = Scores::default();
+        let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
+        self.score_reference(method, micro, &batch, &mut scores)?;
+        self.score_with(&self.weights, &batch, WANTED, &mut scores)?;
+        Ok(scores)
+    }
+
+    /// Summed log-probs of each sequence under the policy.
+    pub fn logps(&self, layout: &Layout) -> Result<Vec<f64>> {
+        let mut scores = Scores::default();
+        let batch = self.decoder.batch::<T>(&self.device, layout.clone())?;
+        self.score_with(&self.weights, &batch, LOGPS_ONLY, &mut scores)?;
+        Ok(scores.logps)
+    }
+
+    /// Summed log-probs of each sequence under the reference.
+    pub fn reference_logps(&self, layout: &Layout) -> Result<Vec<f64>> {
+        let mut scores = Scores::default();
+        if let Some(reference) = &self.reference {
+            let batch = self.decoder.batch::<T>(&self.device, layout.clone())?;
+            self.score_with(reference, &batch, LOGPS_ONLY, &mut scores)?;
+        }
+        Ok(scores.logps)
+    }
+
+    fn score_reference(
+        &self,
+        method: &dyn Method,
+        micro: &MicroBatch,
+        batch: &Batch<T>,
+        scores: &mut Scores,
+    ) -> Result<()> {
+        let sequences = batch.layout.sequences();
+        let Some(reference) = self.reference.as_ref().filter(|_| method.needs_reference()) else {
+            scores.reference.resize(sequences, 0.0);
+            return Ok(());
+        };
+        if scores.reference.is_empty() {
+            let mut own = Scores::default();
+            self.score_with(reference, batch, LOGPS_ONLY, &mut own)?;
+            scores.reference = own.logps;
+        }
+        if let Some(layout) = &micro.mismatched {
+            let batch = self.decoder.batch::<T>(&self.device, layout.clone())?;
+            let (mut policy, mut own) = (Scores::default(), Scores::default());
+            self.score_with(&self.weights, &batch, LOGPS_ONLY, &mut policy)?;
+            self.score_with(reference, &batch, LOGPS_ONLY, &mut own)?;
+            scores.mismatched =
+                policy.logps.iter().zip(&own.logps).map(|(policy, own)| policy - own).collect();
+        }
+        Ok(())
+    }
+
+    fn score_with(
+        &self,
+        weights: &Weights<T>,
+        batch: &Batch<T>,
+        wanted: Wanted,
+        scores: &mut Scores,
+    ) -> Result<()> {
+        let (hidden, _) = self.decoder.forward(weights, batch, Keep::Nothing)?;
+        for sequences in self.head.chunks(batch, self.decoder.config().vocab, 1) {
+            let stats = self.head.score(
+                &self.decoder,
+                weights,
+                &hidden,
+                batch,
+                sequences.clone(),
+                wanted,
+            )?;
+            scores.take(&batch.layout, sequences, &stats)?;
+        }
+        Ok(())
+    }
+}
+
+impl Scores {
+    /// Appends the sums of a chunk's sequences.
+    fn take<S: Real>(
+        &mut self,
+        layout: &Layout,
+        sequences: Range<usize>,
+        stats: &TokenStats<S>,
+    ) -> Result<()> {
+        let device = stats.logps.device();
+        let cu = Tensor::column(&device, &offsets(layout, &sequences))?;
+        for (values, into) in [
+            (Some(&stats.logps), &mut self.logps),
+            (stats.entropy.as_ref(), &mut self.entropy),
+            (stats.mean_logit.as_ref(), &mut self.logits),
+            (stats.hit.as_ref(), &mut self.hits),
+        ] {
+            if let Some(values) = values {
+                let (sums, _) = sequence_sum::forward(values.view(), cu.view(), None)?;
+                into.extend(sums.to_vec()?.into_iter().map(Real::f64));
+            }
+        }
+        self.tokens.extend(sequences.map(|s| layout.scored_of(s).len()));
+        Ok(())
+    }
+}
+
+/// `cu_scored` of some sequences, from 0.
+fn offsets(layout: &Layout, sequences: &Range<usize>) -> Vec<i32> {
+    let cu = &layout.cu_scored[sequences.start..=sequences.end];
+    cu.iter().map(|&end| end - cu[0]).collect()
+}
+
+/// One coefficient per sequence to one per scored token.
+fn broadcast<S: Real>(
+    device: &Device,
+    layout: &Layout,
+    sequences: Range<usize>,
+    coefficients: &[f64],
+) -> Result<Tensor<S>> {
+    let offsets = offsets(layout, &sequences);
+    let scored = offsets.last().copied().unwrap_or(0) as usize;
+    let sums: Vec<S> = coefficients.iter().map(|&c| S::of(c)).collect();
+    let (sums, cu) = (Tensor::column(device, &sums)?, Tensor::column(device, &offsets)?);
+    let mut dlogps = Tensor::zeros(device, scored, 1)?;
+    sequence_sum::backward(sums.view(), cu.view(), None, dlogps.view_mut())?;
+    Ok(dlogps)
+}

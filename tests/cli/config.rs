@@ -1,0 +1,216 @@
+//! Flags, YAML, help.
+
+use std::fs;
+
+use super::{Fixture, collimate};
+
+#[test]
+fn a_file_says_what_flags_say() {
+    let fixture = Fixture::new();
+    let psi = fixture.write("psi", "0 -3\n0.5 0\n1 3\n");
+    let flags = format!(
+        "--loss-type psi_po,sft --loss-weights 1,0.25 --psi {psi} --beta 0.2 --warmup-ratio 0.5 \
+         --weight-decay 0.1 --lr-scheduler-type cosine --share-prompts false --adam-beta2 0.99 \
+         --max-grad-norm 0.5 --gradient-accumulation-steps 2 --save-steps 2 --max-length 60"
+    );
+    fixture.train("dpo", "flags", &flags);
+    let yaml = format!(
+        "loss_type: [psi_po, sft]\nloss_weights: [1, 0.25]\npsi: {psi}\nbeta: 0.2\n\
+         warmup_ratio: 0.5\nweight_decay: 0.1\nlr_scheduler_type: cosine\nshare-prompts: false\n\
+         adam_beta2: 0.99\nmax_grad_norm: 5e-1\ngradient_accumulation_steps: 2\nsave_steps: 2\n\
+         max_length: 60\nmodel_name_or_path: {}\ndataset_name: {}\nmax_steps: 3\n\
+         learning_rate: 1.0e-2\nper_device_train_batch_size: 4\nlogging_steps: 1\n\
+         eval_dataset: null\n",
+        fixture.at("model"),
+        fixture.at("pairs.jsonl"),
+    );
+    let path = fixture.write("config.yaml", yaml);
+    let run = collimate(&format!("dpo --config {path} --output-dir {}", fixture.at("yaml")));
+    assert!(run.ok(), "{run:?}");
+    let same = |a: &str, b: &str| {
+        super::assert_same(&fixture.path(a), &fixture.path(b), |name| name == "config.yaml");
+    };
+    same("flags", "yaml");
+    // Underscores, aliases, `=`, Python's words.
+    let mut odd = flags.replace("--save-steps 2", "--save_steps=2").replace("--max-l", "--max_l");
+    odd = odd.replace("prompts false", "prompts=False").replace("--adam-beta2", "--adam_beta2");
+    fixture.train("dpo", "odd", &odd);
+    same("flags", "odd");
+    // What is written reproduces the run.
+    for out in ["flags", "yaml"] {
+        let (config, again) = (format!("{}/config.yaml", fixture.at(out)), format!("{out}-again"));
+        let run = collimate(&format!("dpo --config {config} --output-dir {}", fixture.at(&again)));
+        assert!(run.ok(), "{run:?}");
+        same("flags", &again);
+        assert_eq!(
+            fs::read_to_string(&config).unwrap().replace(&fixture.at(out), ""),
+            fs::read_to_string(fixture.path(&again).join("config.yaml"))
+                .unwrap()
+                .replace(&fixture.at(&again), "")
+        );
+    }
+    // Flags come first, wherever they stand.
+    for (i, flags) in [
+        format!("--beta 0.3 --loss-weights 1,0.5 --config {path}"),
+        format!("--config={path} --beta 0.3 --loss_weights=1,0.5"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = format!("over-{i}");
+        let run = collimate(&format!("dpo --output-dir {} {flags}", fixture.at(&out)));
+        assert!(run.ok(), "{run:?}");
+        let config = fs::read_to_string(fixture.path(&out).join("config.yaml")).unwrap();
+        assert!(config.contains("beta: 0.3\n") && config.contains("loss_weights: 1,0.5\n"));
+        assert_ne!(fixture.weights(&out), fixture.weights("flags"));
+    }
+}
+
+#[test]
+fn a_folder_may_be_called_007() {
+    let fixture = Fixture::new();
+    fixture.train("sft", "007", "");
+    let rename = fixture.path("1e3");
+    fs::rename(fixture.path("model"), &rename).unwrap();
+    let words = format!("sft --config 007/config.yaml --model 1e3 --output-dir {}", "0x10");
+    let run = super::finish(
+        std::process::Command::new(env!("CARGO_BIN_EXE_collimate"))
+            .args(words.split(' '))
+            .current_dir(fixture.dir.path()),
+    );
+    assert!(run.ok(), "{run:?}");
+    let config = fs::read_to_string(fixture.path("0x10").join("config.yaml")).unwrap();
+    let run = super::finish(
+        std::process::Command::new(env!("CARGO_BIN_EXE_collimate"))
+            .args(["sft", "--config", "0x10/config.yaml", "--output-dir", "true"])
+            .current_dir(fixture.dir.path()),
+    );
+    assert!(run.ok(), "{config} {run:?}");
+    assert_eq!(fixture.weights("007"), fixture.weights("true"));
+}
+
+#[test]
+fn wrong_files_are_named() {
+    let fixture = Fixture::new();
+    let base = format!(
+        "model_name_or_path: {}\ndataset_name: {}\n",
+        fixture.at("model"),
+        fixture.at("pairs.jsonl")
+    );
+    for (yaml, says) in [
+        ("learning_rte: 1", "field `learning_rte`: unknown; did you mean `learning_rate`?"),
+        ("zzz: 1", "field `zzz`: unknown"),
+        ("beta: -1", "--beta: expected a finite number above 0"),
+        ("beta: many", "field `beta`: invalid value"),
+        ("beta: {a: 1}", "field `beta`: expected a value"),
+        ("seed: 1.5", "field `seed`"),
+        ("config: other.yaml", "a file cannot name another"),
+        ("3: 4", "expected a name"),
+        ("beta: 1\nbeta: 2", "duplicate"),
+        ("[1, 2]", "invalid type"),
+        ("beta: [", "config.yaml"),
+        ("use_peft: true", "field `use_peft`: not supported: expected false"),
+        ("packing: true", "field `packing`: not supported: expected false"),
+        ("bf16: true", "field `bf16`: not supported: expected false"),
+        ("load_in_4bit: true", "load_in_4bit"),
+        ("optim: sgd", "field `optim`: not supported: expected adamw_torch"),
+        ("rpo_alpha: 1.0", "field `rpo_alpha`: not supported: expected no such setting"),
+        ("deepspeed: {stage: 3}", "field `deepspeed`: not supported"),
+        ("sync_ref_model: true", "sync_ref_model"),
+    ] {
+        let text = if yaml.starts_with('[') { yaml.into() } else { format!("{base}{yaml}\n") };
+        let path = fixture.write("config.yaml", text);
+        collimate(&format!("dpo --config {path} --output-dir {}", fixture.at("out")))
+            .fails(&[says]);
+    }
+    fixture.write("config.yaml", b"beta: \xff\n");
+    let path = fixture.at("config.yaml");
+    collimate(&format!("dpo --config {path}")).fails(&["config.yaml", "UTF-8"]);
+    collimate("dpo --config /dev/zero").fails(&["/dev/zero"]);
+    collimate("dpo --config /no/such.yaml").fails(&["/no/such.yaml"]);
+    // A chain of references that doubles at every link.
+    let mut bomb = "a0: &a0 [x, x]\n".to_string();
+    for i in 1..40 {
+        bomb += &format!("a{i}: &a{i} [*a{0}, *a{0}]\n", i - 1);
+    }
+    let path = fixture.write("config.yaml", bomb);
+    super::collimate_within(2_000_000, &format!("dpo --config {path}")).fails(&["config.yaml"]);
+}
+
+#[test]
+fn what_trl_knows() {
+    let fixture = Fixture::new();
+    let yaml = "report_to: none\nattn_implementation: flash_attention_2\nbf16: false\n\
+        gradient_checkpointing_kwargs: {use_reentrant: false}\npacking: false\noptim: adamw_torch\n\
+        dataset_num_proc: 4\nlora_r: 16\nuse_peft: False\nmax_prompt_length: null\nfsdp: ''\n";
+    let path = fixture.write("config.yaml", yaml);
+    fixture.train("dpo", "plain", "");
+    for (out, more, notice) in [
+        (
+            "yaml",
+            format!("--config {path}"),
+            "note: no effect here: report_to, attn_implementation, gradient_checkpointing_kwargs, \
+             dataset_num_proc, lora_r\n",
+        ),
+        (
+            "flags",
+            "--report_to none --bf16 False --use-cpu --log_level=info --use_peft false".into(),
+            "note: no effect here: report_to, use_cpu, log_level\n",
+        ),
+    ] {
+        let run = fixture.run("dpo", out, &more);
+        assert!(run.ok(), "{run:?}");
+        assert_eq!(run.err.matches("no effect").count(), 1);
+        assert!(run.err.starts_with(notice), "{run:?}");
+        assert_eq!(fixture.weights("plain"), fixture.weights(out));
+    }
+    for (flag, says) in [
+        ("--use-peft", "--use-peft: expected false"),
+        ("--bf16 true", "--bf16: not supported: expected false"),
+        ("--packing=True", "--packing"),
+    ] {
+        let run = fixture.run("dpo", "out", flag);
+        run.fails(&["not supported", says.split(':').next().unwrap()]);
+    }
+}
+
+#[test]
+fn help_states_every_default() {
+    let version = collimate("--version");
+    assert!(version.ok() && version.out.starts_with("collimate "), "{version:?}");
+    let all = collimate("--help");
+    assert!(all.ok());
+    for (command, rate, epochs) in
+        [("sft", "2e-5", "3"), ("dpo", "1e-6", "1"), ("kto", "1e-6", "1"), ("generate", "", "")]
+    {
+        assert!(all.out.contains(&format!("  {command} ")), "{}", all.out);
+        let help = collimate(&format!("{command} --help"));
+        assert!(help.ok() && help.err.is_empty());
+        let mut options = help.out.split("\n      --").skip(1);
+        let state = |option: &str| option.contains("[default: ");
+        let needs_none = [
+            "model-name-or-path",
+            "config",
+            "dataset-name",
+            "eval-dataset",
+            "resume-from-checkpoint",
+            "prompt ",
+            "prompts",
+            "output ",
+        ];
+        assert!(options.clone().count() > 10);
+        let silent = options.find(|option| {
+            !state(option) && !needs_none.iter().any(|name| option.starts_with(name))
+        });
+        assert_eq!(silent, None, "{command}");
+        if !rate.is_empty() {
+            assert!(help.out.contains(&format!("[default: {rate}]")), "{}", help.out);
+            let (_, after) = help.out.split_once("--num-train-epochs").unwrap();
+            let default = after.split("[default: ").nth(1).unwrap();
+            assert!(default.starts_with(&format!("{epochs}]")), "{default}");
+        }
+    }
+    let none = collimate("");
+    assert_eq!(none.code, Some(2));
+    assert!(none.err.contains("Usage"));
+}

@@ -1,0 +1,117 @@
+//! Settings that are wrong, and folders that are taken.
+
+use std::fs;
+
+use super::{Fixture, collimate};
+
+#[test]
+fn settings_outside_their_range() {
+    let fixture = Fixture::new();
+    for (more, says) in [
+        ("dpo --beta 0", "--beta: expected a finite number above 0, got 0"),
+        ("dpo --beta -1", "--beta"),
+        ("dpo --beta nan", "--beta"),
+        ("dpo --beta inf", "--beta"),
+        ("dpo --beta=", "--beta"),
+        ("dpo --per-device-train-batch-size 0", "per_device_train_batch_size: expected at least 1"),
+        ("dpo --per-device-train-batch-size -1", "--per-device-train-batch-size"),
+        ("dpo --gradient-accumulation-steps 0", "gradient_accumulation_steps"),
+        ("dpo --learning-rate -1e-5", "learning_rate: expected a number >= 0"),
+        ("dpo --learning-rate nan", "learning_rate"),
+        ("dpo --max-steps 0", "max_steps: expected at least 1, got 0"),
+        ("dpo --max-steps -7", "max_steps: expected at least 1, got -7"),
+        ("dpo --num-train-epochs 0 --max-steps -1", "num_train_epochs"),
+        ("dpo --logging-steps 0", "logging_steps"),
+        ("dpo --save-total-limit 0", "save_total_limit"),
+        ("dpo --warmup-ratio 1.5", "warmup_ratio"),
+        ("dpo --weight-decay -1", "weight_decay"),
+        ("dpo --adam-beta1 1", "adam_beta1"),
+        ("dpo --adam-epsilon 0", "adam_epsilon"),
+        ("dpo --max-grad-norm -1", "max_grad_norm"),
+        ("dpo --max-length 1", "max_length"),
+        ("dpo --seed -1", "--seed"),
+        ("dpo --threads 0", "--threads"),
+        ("dpo --shuffle maybe", "expected true or false"),
+        ("dpo --lr-scheduler-type polynomial", "[possible values: linear, cosine, constant]"),
+        ("dpo --loss-type sigmod", "did you mean `sigmoid`?"),
+        ("dpo --loss-type bco_pair", "not supported: --loss-type bco_pair"),
+        ("dpo --loss-type sigmoid,bco_pair", "not supported: --loss-type bco_pair"),
+        ("dpo --loss-type sft", "at least one paired loss"),
+        ("dpo --loss-type sigmoid,sigmoid", "each loss once"),
+        ("dpo --loss-type sigmoid:-1", "weights above 0"),
+        ("dpo --loss-type sigmoid,sft --loss-weights 1", "loss_weights"),
+        ("dpo --loss-type sigmoid,sft --loss-weights 1,-2", "weights above 0"),
+        ("dpo --loss-type hinge --label-smoothing 0.1", "--label-smoothing"),
+        ("dpo --label-smoothing 0.5", "--label-smoothing"),
+        ("dpo --loss-type simpo --f-divergence-type forward_kl", "--f-divergence-type"),
+        ("dpo --loss-type psi_po --psi nothing", "psi: expected identity"),
+        ("dpo --device cuda", "no CUDA"),
+        ("dpo --dtype bf16", "bf16"),
+        ("dpo --lerning-rate 1", "'--learning-rate'"),
+        ("dpo --beta", "--beta"),
+        ("dpo extra", "unexpected argument 'extra'"),
+        ("kto --per-device-train-batch-size 1", "per_device_train_batch_size: expected at least 2"),
+        ("kto --beta 0", "--beta"),
+        ("kto --desirable-weight -1", "--desirable-weight"),
+        ("kto --loss-type kto", "--loss-type"),
+        ("sft --beta 0.1", "--beta"),
+    ] {
+        let (method, flags) = more.split_once(' ').unwrap();
+        // Behind the others, to override them.
+        fixture.run(method, "out", flags).fails(&[says]);
+        assert!(!fixture.path("out").exists(), "{more}");
+    }
+    collimate("dpp --beta 1").fails(&["dpp"]);
+    collimate("dpo").fails(&["--model-name-or-path", "--dataset-name"]);
+    // Without smoothing is what every loss is.
+    fixture.train("dpo", "hinge", "--loss-type hinge --label-smoothing 0.0");
+}
+
+#[test]
+fn columns_that_a_loss_cannot_hear() {
+    let fixture = Fixture::new();
+    let mut rows = super::pairs(8);
+    rows[3]["target_prob"] = serde_json::json!(0.7);
+    let path = fixture.rows("rows.jsonl", &rows);
+    let run = fixture.run("dpo", "out", &format!("--dataset {path} --loss-type hinge"));
+    run.fails(&["rows.jsonl:4", "`target_prob`", "hinge"]);
+}
+
+#[test]
+fn output_folders_that_are_taken() {
+    let fixture = Fixture::new();
+    fixture.write("file", "");
+    fixture.run("dpo", "file", "").fails(&["file"]);
+    fixture.run("dpo", "file/below", "").fails(&["file"]);
+    fixture.run("dpo", "model", "").fails(&["the model's own folder"]);
+    fixture.train("dpo", "out", "--save-steps 1");
+    fixture.run("dpo", "out", "").fails(&["holds a run already", "--overwrite-output-dir"]);
+    // Its own checkpoint is not deleted to make room for what is trained from it.
+    let own = format!("--model {}/checkpoint-2 --overwrite-output-dir", fixture.at("out"));
+    fixture.run("dpo", "out", &own).fails(&["holds the model"]);
+    assert!(fixture.path("out/checkpoint-2").exists());
+    fs::write(fixture.path("out/notes.txt"), "mine").unwrap();
+    fixture.train("dpo", "out", "--overwrite-output-dir --seed 3");
+    assert!(!fixture.path("out/checkpoint-2").exists());
+    assert_eq!(fs::read_to_string(fixture.path("out/notes.txt")).unwrap(), "mine");
+    fixture.train("dpo", "fresh", "--seed 3");
+    assert_eq!(fixture.weights("out"), fixture.weights("fresh"));
+    // A folder that holds other things is no run.
+    fs::create_dir(fixture.path("shared")).unwrap();
+    fs::write(fixture.path("shared/notes.txt"), "mine").unwrap();
+    fixture.train("dpo", "shared", "");
+}
+
+#[test]
+fn the_trained_model_is_a_model() {
+    let fixture = Fixture::new();
+    fixture.train("sft", "first", "");
+    let more = format!("--model {}", fixture.at("first"));
+    fixture.train("dpo", "second", &more);
+    for name in ["config.json", "tokenizer.json"] {
+        let [a, b] = ["model", "second"].map(|dir| fs::read(fixture.path(dir).join(name)).unwrap());
+        assert!(a == b, "{name}");
+    }
+    let run = collimate(&format!("generate --model {} --prompt rain", fixture.at("second")));
+    assert!(run.ok() && run.out.starts_with("rain"), "{run:?}");
+}
