@@ -57,7 +57,7 @@ impl Case {
 
     fn targets(&self) -> Vec<i32> {
         let target = |r: usize| match (self.skip, self.logits, r % 3) {
-            (skip, _, _) if skip > 0 && r % skip == 0 => IGNORE,
+            (skip, _, _) if skip > 0 && r.is_multiple_of(skip) => IGNORE,
             (_, Logits::Peaked, _) => (r % self.vocab) as i32,
             (_, _, 0) => 0,
             (_, _, 1) => self.vocab as i32 - 1,
