@@ -112,7 +112,7 @@ pub fn known(key: &str, value: &str) -> Option<Known> {
 /// The message of [`Known::Refused`].
 pub fn refusal(same: &str, value: &str) -> String {
     match same {
-        "null" | "" => format!("not supported: expected no such setting, got {value}"),
-        same => format!("not supported: expected {same} or no such setting, got {value}"),
+        "null" | "" => format!("expected no such setting, got {value}"),
+        same => format!("expected {same} or no such setting, got {value}"),
     }
 }

@@ -134,7 +134,8 @@ fn read(sub: &clap::Command, config: &mut Config) -> Result<Vec<OsString>> {
             Some(Known::NoEffect) => config.without_effect.push(key),
             Some(Known::Same) => {}
             Some(Known::Refused(same)) => {
-                let message = format!("field `{key}`: {}", trl::refusal(same, &value));
+                let message =
+                    format!("field `{key}`: not supported: {}", trl::refusal(same, &value));
                 return Err(Error::file(&config.path, message));
             }
             None => return Err(Error::file(&config.path, unknown(sub, &key))),
