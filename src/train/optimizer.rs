@@ -2,9 +2,9 @@ use std::ops::Range;
 
 use super::TrainConfig;
 use crate::nn::{ParamTable, Weights};
-use crate::ops::adamw::{self, AdamW};
+use crate::ops::adamw::{self, AdamW, Arenas};
 use crate::ops::global_norm::global_norm;
-use crate::{Device, Real, Result};
+use crate::{Device, Real, Result, Tensor};
 
 /// AdamW over one arena, with the gradient clip folded in.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ impl<S: Real> Optimizer<S> {
         })
     }
 
-    /// The norm of all gradients.
-    pub fn norm(&self, grads: &Weights<S>) -> Result<f64> {
+    /// The norm of all gradients, `[1, 1]`, on their device.
+    pub fn norm(&self, grads: &Weights<S>) -> Result<Tensor<f64>> {
         global_norm(grads.arena().view())
     }
 
@@ -37,16 +37,11 @@ impl<S: Real> Optimizer<S> {
         &mut self,
         config: &TrainConfig,
         rate: f64,
-        norm: f64,
+        norm: &Tensor<f64>,
         weights: &mut Weights<S>,
         grads: &Weights<S>,
     ) -> Result<()> {
         self.steps += 1;
-        // As torch.nn.utils.clip_grad_norm_ has it.
-        let clip = match config.max_grad_norm {
-            0.0 => 1.0,
-            max => (max / (norm + 1e-6)).min(1.0),
-        };
         let adamw = AdamW {
             lr: rate,
             beta1: config.adam_beta1,
@@ -54,15 +49,15 @@ impl<S: Real> Optimizer<S> {
             eps: config.adam_epsilon,
             weight_decay: config.weight_decay,
             step: self.steps,
-            grad_scale: clip,
+            max_grad_norm: config.max_grad_norm,
         };
-        adamw::step(
-            adamw,
-            weights.arena_mut().view_mut(),
-            grads.arena().view(),
-            self.m.arena_mut().view_mut(),
-            self.v.arena_mut().view_mut(),
-            &self.ranges,
-        )
+        let arenas = Arenas::<S> {
+            master: weights.arena_mut().view_mut(),
+            weights: None,
+            grads: grads.arena().view(),
+            m: self.m.arena_mut().view_mut(),
+            v: self.v.arena_mut().view_mut(),
+        };
+        adamw::step(adamw, norm.view(), arenas, &self.ranges)
     }
 }

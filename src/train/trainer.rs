@@ -7,7 +7,7 @@ use super::metrics::{MetricsFile, Record};
 use super::{Batches, Means, Optimizer, Policy, TrainConfig};
 use crate::models::{ModelFolder, SaveOptions, save};
 use crate::nn::Weights;
-use crate::{Error, Real, Result};
+use crate::{Error, Real, Result, Tensor};
 
 /// What a run tells whoever watches it.
 pub trait Observer: Send {
@@ -210,15 +210,15 @@ impl<T: Real> Trainer<'_, T> {
         run.state.step = step;
         run.state.num_tokens += micros.iter().map(|m| m.num_tokens as u64).sum::<u64>();
         match self.gradient(run, micros, &totals, &mut means) {
-            Ok((loss, norm)) if loss.is_finite() && norm.is_finite() => {
+            Ok((loss, norm, scale)) if loss.is_finite() && norm.is_finite() => {
                 means.add("loss", loss);
                 run.state.means = means;
                 run.state.grad_norm = norm;
                 run.state.learning_rate = rate;
                 let weights = &mut self.policy.weights;
-                run.optimizer.step(self.config, rate, norm, weights, &run.grads)?;
+                run.optimizer.step(self.config, rate, &scale, weights, &run.grads)?;
             }
-            Ok((loss, norm)) => {
+            Ok((loss, norm, _)) => {
                 self.not_finite(run, step, &format!("loss {loss}, gradient norm {norm}"), micros)?;
             }
             Err(Error::NonFinite(what)) => self.not_finite(run, step, &what, micros)?,
@@ -229,14 +229,14 @@ impl<T: Real> Trainer<'_, T> {
         Ok(())
     }
 
-    /// The step's gradient, left in `run.grads`: its loss and norm.
+    /// The step's gradient, left in `run.grads`: its loss, and its norm here and on the device.
     fn gradient(
         &self,
         run: &mut Run<T>,
         micros: &[MicroBatch],
         totals: &StepTotals,
         means: &mut Means,
-    ) -> Result<(f64, f64)> {
+    ) -> Result<(f64, f64, Tensor<f64>)> {
         let mut loss = 0.0;
         for micro in micros {
             let mut scores = Scores::default();
@@ -248,7 +248,8 @@ impl<T: Real> Trainer<'_, T> {
             loss += policy.forward_backward(self.method, micro, totals, &mut scores, grads)?;
             self.method.metrics(micro, &scores, means)?;
         }
-        Ok((loss, run.optimizer.norm(&run.grads)?))
+        let norm = run.optimizer.norm(&run.grads)?;
+        Ok((loss, norm.to_vec()?[0], norm))
     }
 
     fn not_finite(
