@@ -15,6 +15,8 @@ pub mod demo;
 pub mod device;
 #[cfg(feature = "trainer")]
 pub mod generate;
+#[cfg(feature = "trainer")]
+pub mod judge;
 pub mod losses;
 #[cfg(feature = "trainer")]
 pub mod models;

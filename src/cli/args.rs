@@ -5,12 +5,19 @@ use clap::{Args, ValueEnum};
 use crate::train::{Resume, Schedule, TrainConfig, Warmup};
 use crate::{Device, Error, Result};
 
-/// The model and the machine.
+/// The model to start from, and the machine.
 #[derive(Args, Debug)]
 pub struct ModelArgs {
     /// Folder of a Hugging Face model (config.json, *.safetensors, tokenizer.json)
     #[arg(long, alias = "model", value_name = "DIR")]
     pub model_name_or_path: PathBuf,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// The machine, and the file of settings.
+#[derive(Args, Debug)]
+pub struct MachineArgs {
     /// A YAML file of the same settings, with underscores; flags override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -50,6 +57,13 @@ pub enum DtypeName {
 }
 
 impl ModelArgs {
+    /// The device; starts the thread pool.
+    pub fn device(&self) -> Result<Device> {
+        self.machine.device()
+    }
+}
+
+impl MachineArgs {
     /// The device; starts the thread pool.
     pub fn device(&self) -> Result<Device> {
         if let DeviceName::Cuda = self.device {

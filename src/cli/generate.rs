@@ -97,10 +97,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut out = String::new();
     for (i, completion) in completions.iter().enumerate() {
         let prompt = &texts[i / args.num_return_sequences];
-        // Decoded behind the prompt: some tokenizers drop a text's first space.
-        let before = tokenizer.decode(&repeated[i])?;
-        let whole = tokenizer.decode(&[&repeated[i][..], completion].concat())?;
-        let text = whole.strip_prefix(&before).unwrap_or(&whole);
+        let text = &tokenizer.decode_after(&repeated[i], completion)?;
         if args.output.is_some() {
             out += &json!({ "prompt": prompt, "completion": text }).to_string();
         } else {

@@ -4,8 +4,11 @@ mod args;
 mod demo;
 mod dpo;
 mod generate;
+mod judge;
 mod kto;
 mod progress;
+mod rlaif;
+mod sample;
 mod sft;
 mod train;
 mod trl;
@@ -37,6 +40,8 @@ enum Command {
     Dpo(dpo::Args),
     /// KTO: preference optimisation on single answers judged good or bad.
     Kto(kto::Args),
+    /// RLAIF: preferences of a judge model, for pairs or for samples.
+    Rlaif(rlaif::Args),
     /// Sample completions from a model.
     Generate(generate::Args),
 }
@@ -82,7 +87,7 @@ fn command() -> clap::Command {
                 .mut_arg("num_train_epochs", |arg| arg.default_value(epochs))
         });
     }
-    for name in ["demo", "generate"] {
+    for name in ["demo", "generate", "rlaif"] {
         command = command.mut_subcommand(name, |sub| sub.args_override_self(true));
     }
     command
@@ -116,6 +121,7 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::Sft(args) => sft::run(args, &given)?,
         Command::Dpo(args) => dpo::run(args, &given)?,
         Command::Kto(args) => kto::run(args, &given)?,
+        Command::Rlaif(args) => rlaif::run(args)?,
         Command::Generate(args) => generate::run(args)?,
     }
     Ok(())

@@ -249,6 +249,17 @@ impl Tokenizer {
         self.text_of(ids, true)
     }
 
+    /// The text of a completion as it follows its prompt, without special tokens. Alone some tokenizers
+    /// would drop its first space.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_after(&self, prompt: &[i32], completion: &[i32]) -> Result<String> {
+        let before = self.decode(prompt)?;
+        let mut whole = self.decode(&[prompt, completion].concat())?;
+        Ok(if whole.starts_with(&before) { whole.split_off(before.len()) } else { whole })
+    }
+
     /// The text of some ids, with special tokens spelt out.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 mod chart;
 mod config;
 mod files;
+mod judge;
 mod model;
 mod outcome;
 mod stages;

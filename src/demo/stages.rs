@@ -37,6 +37,7 @@ enum Draw {
     HeldOutFirst,
     HeldOutSecond,
     Fresh,
+    Judge,
 }
 
 struct Demo<'a> {
@@ -104,6 +105,8 @@ impl Demo<'_> {
         files::rows(&self.dir.join("corpus.jsonl"), rows)?;
         let rows = self.held_out.iter().map(|prompt| serde_json::json!({ "prompt": prompt }));
         files::rows(&self.dir.join("prompts.jsonl"), rows)?;
+        let mut rng = stream(self.config, Draw::Judge);
+        super::judge::write(self.dir, &self.prompts, self.config.sentences, &mut rng)?;
         let (sentences, held_out) = (self.config.sentences, self.held_out.len());
         self.watcher.done(&format!("{sentences} sentences; {held_out} prompts held out"));
         Ok(corpus.iter().map(|row| row.concat()).collect())

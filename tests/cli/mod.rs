@@ -7,6 +7,7 @@ mod losses;
 mod models;
 mod options;
 mod resume;
+mod rlaif;
 mod traces;
 mod training;
 
