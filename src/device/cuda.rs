@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
+use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError, result};
 
 use super::{Device, Fill, Pitched};
@@ -365,5 +365,27 @@ fn failed(what: &str, error: DriverError) -> Error {
 impl From<Cuda> for Device {
     fn from(cuda: Cuda) -> Self {
         Device::Cuda(cuda)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Device;
+
+    #[test]
+    fn a_machine_without_a_gpu_is_told_what_is_missing() {
+        if let Err(error) = Device::cuda(0) {
+            let message = error.to_string();
+            let known = ["no CUDA driver", "the driver is for CUDA", "there are 0 CUDA devices"];
+            let known = known.iter().any(|known| message.contains(known));
+            assert!(known || message.contains("no CUDA device"), "{message}");
+            assert_eq!(message.lines().count(), 1, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_named() {
+        let message = Device::cuda(4096).expect_err("no machine has as many").to_string();
+        assert!(message.starts_with("device: "), "{message}");
     }
 }
