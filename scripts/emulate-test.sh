@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Builds the kernels for emulation with their C++ tests and runs them: plain, then under each sanitizer. Then checks
-# that each planted bug is caught. Usage: scripts/emulate-test.sh [plain|address|undefined|thread]...
+# that each planted bug is caught, and holds the emulated shared library to its header. Usage: scripts/emulate-test.sh [plain|address|undefined|thread]...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kinds=("$@")
 [ ${#kinds[@]} -gt 0 ] || kinds=(plain address undefined thread)
 cxx=${CXX:-g++}
 jobs=${JOBS:-2}
-flags=(-std=c++17 -O2 -g1 -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off -fno-strict-aliasing
+flags=(-std=c++17 -O2 -g1 -fPIC -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off -fno-strict-aliasing
        -Ikernels -Ikernels/emulate)
 
 build() {
     local kind=$1 out=target/emulate/$1 sanitize=()
-    mkdir -p "$out"
+    mkdir -p "$out" && rm -f "$out"/*.o
     case $kind in
         address) sanitize=(-fsanitize=address -DCOLLIMATE_SANITIZE_ADDRESS=1) ;;
         undefined) sanitize=(-fsanitize=undefined -fno-sanitize-recover=undefined) ;;
@@ -27,6 +27,9 @@ build() {
         done
     } | xargs -P "$jobs" -I{} sh -c '{}'
     "$cxx" "${sanitize[@]}" "$out"/*.o -lpthread -o "$out/test"
+    if [ "$kind" = plain ]; then
+        "$cxx" -shared "$out"/*.cu.o "$out"/machine.o -lpthread -o "$out/libcollimate.so"
+    fi
 }
 
 # The planted bugs that each kind must catch, and the words it must say.
@@ -43,11 +46,15 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS
 failed=0
 for kind in "${kinds[@]}"; do
     start=$SECONDS
+    out=target/emulate/$kind
     build "$kind"
     built=$((SECONDS - start))
     echo "== $kind"
     case $kind in plain) orders=8 ;; thread) orders=1 ;; *) orders=2 ;; esac
     COLLIMATE_TEST_ORDERS=$orders target/emulate/"$kind"/test || failed=1
+    if [ "$kind" = plain ]; then
+        python3 gpu/check_abi.py "$out/libcollimate.so" kernels/collimate.h || failed=1
+    fi
     for plant in $(plants "$kind"); do
         name=${plant%%:*} says=${plant#*:}
         log=target/emulate/$kind/$name.log
