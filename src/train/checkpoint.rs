@@ -32,10 +32,88 @@ pub struct State {
     pub skipped: u64,
     /// Whether it was told that the chosen answers become unlikely.
     pub warned: bool,
+    /// Steps of the optimisers.
+    pub updates: u64,
+    /// Completions sampled so far; 0 in a run that samples none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub episodes: u64,
+    /// The weight of the KL penalty, where it adapts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_coef: Option<f64>,
     /// Lines of metrics.jsonl that belong to the steps done.
     pub metrics_lines: u64,
     /// What decides which examples a step sees.
     pub order: Order,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// A model under training, with its optimiser.
+pub struct Part<'a, T: Real> {
+    /// Its folder within the run's and the checkpoint's; none for the run's own model.
+    pub subfolder: Option<&'static str>,
+    /// What is saved beside its weights.
+    pub folder: &'a ModelFolder,
+    /// The weights.
+    pub weights: &'a mut Weights<T>,
+    /// The moments.
+    pub optimizer: &'a mut Optimizer<T>,
+}
+
+impl<'a, T: Real> Part<'a, T> {
+    /// A model, its files and its optimiser.
+    pub fn new(
+        subfolder: Option<&'static str>,
+        folder: &'a ModelFolder,
+        weights: &'a mut Weights<T>,
+        optimizer: &'a mut Optimizer<T>,
+    ) -> Self {
+        Part { subfolder, folder, weights, optimizer }
+    }
+
+    /// Its folder in that of a run or a checkpoint.
+    pub fn within(&self, dir: &Path) -> PathBuf {
+        self.subfolder.map_or_else(|| dir.to_path_buf(), |name| dir.join(name))
+    }
+
+    /// Writes model and moments.
+    fn save(&self, dir: &Path) -> Result<()> {
+        let dir = self.within(dir);
+        fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+        save_model(self.folder, &dir, self.weights, &SaveOptions::default())?;
+        let mut moments = vec![(FIRST, &self.optimizer.m), (SECOND, &self.optimizer.v)];
+        if self.folder.dtype != T::DTYPE {
+            // The model file may be in fewer bits than the weights: resuming needs them whole.
+            moments.push((WEIGHTS, self.weights));
+        }
+        let moments = moments.into_iter().map(|(name, arena)| {
+            let values = arena.arena().as_slice().unwrap_or_default();
+            NamedTensor { name, shape: vec![values.len()], values }
+        });
+        write_tensors(dir.join(OPTIMIZER), moments, T::DTYPE, &[])
+    }
+
+    /// Reads model and moments.
+    fn restore(&mut self, dir: &Path, updates: u64) -> Result<()> {
+        let dir = self.within(dir);
+        let moments = TensorFile::open(dir.join(OPTIMIZER))?;
+        let read = |name: &str, into: &mut Weights<T>| {
+            moments.read(name, into.arena_mut().as_mut_slice().unwrap_or_default())
+        };
+        read(FIRST, &mut self.optimizer.m)?;
+        read(SECOND, &mut self.optimizer.v)?;
+        if moments.info(WEIGHTS).is_some() {
+            read(WEIGHTS, self.weights)?;
+        } else {
+            let table = self.weights.table().clone();
+            let device = self.weights.arena().device();
+            *self.weights = ModelFolder::open(&dir)?.load_weights(&table, &device)?;
+        }
+        self.optimizer.steps = updates;
+        Ok(())
+    }
 }
 
 /// What decides which examples a step sees: a resumed run must agree.
@@ -44,14 +122,25 @@ pub struct Order {
     examples: usize,
     per_device_train_batch_size: usize,
     gradient_accumulation_steps: usize,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    num_generations: usize,
     seed: u64,
     shuffle: bool,
 }
 
+fn one() -> usize {
+    1
+}
+
+fn is_one(count: &usize) -> bool {
+    *count == 1
+}
+
 impl Order {
-    fn of(config: &TrainConfig, examples: usize) -> Self {
+    fn of(config: &TrainConfig, examples: usize, num_generations: usize) -> Self {
         Order {
             examples,
+            num_generations,
             per_device_train_batch_size: config.batch_size,
             gradient_accumulation_steps: config.accumulation,
             seed: config.seed,
@@ -66,6 +155,7 @@ impl Order {
                 ("examples", order.examples.to_string()),
                 ("per_device_train_batch_size", order.per_device_train_batch_size.to_string()),
                 ("gradient_accumulation_steps", order.gradient_accumulation_steps.to_string()),
+                ("num_generations", order.num_generations.to_string()),
                 ("seed", order.seed.to_string()),
                 ("shuffle", order.shuffle.to_string()),
             ]
@@ -85,8 +175,9 @@ impl Order {
 }
 
 impl State {
-    /// A run before its first step.
-    pub fn new(config: &TrainConfig, examples: usize) -> Self {
+    /// A run before its first step, over `examples` of which each is sampled `num_generations`
+    /// times.
+    pub fn new(config: &TrainConfig, examples: usize, num_generations: usize) -> Self {
         State {
             step: 0,
             num_tokens: 0,
@@ -95,8 +186,11 @@ impl State {
             learning_rate: 0.0,
             skipped: 0,
             warned: false,
+            updates: 0,
+            episodes: 0,
+            kl_coef: None,
             metrics_lines: 0,
-            order: Order::of(config, examples),
+            order: Order::of(config, examples, num_generations),
         }
     }
 }
@@ -110,28 +204,14 @@ const WEIGHTS: &str = "weights";
 const MANIFEST: &str = "manifest.json";
 
 /// Writes `checkpoint-N` and removes those beyond `save_total_limit`.
-pub fn save<T: Real>(
-    config: &TrainConfig,
-    folder: &ModelFolder,
-    weights: &Weights<T>,
-    optimizer: &Optimizer<T>,
-    state: &State,
-) -> Result<PathBuf> {
+pub fn save<T: Real>(config: &TrainConfig, parts: &[Part<T>], state: &State) -> Result<PathBuf> {
     let target = config.output_dir.join(format!("checkpoint-{}", state.step));
     let aside = config.output_dir.join(format!("checkpoint-{}.tmp", state.step));
     remove(&aside)?;
-    fs::create_dir_all(&aside).map_err(|e| Error::io(&aside, e))?;
-    save_model(folder, &aside, weights, &SaveOptions::default())?;
-    let mut moments = vec![(FIRST, &optimizer.m), (SECOND, &optimizer.v)];
-    if folder.dtype != T::DTYPE {
-        // The model file may be in fewer bits than the weights: resuming needs them whole.
-        moments.push((WEIGHTS, weights));
+    for part in parts {
+        part.save(&aside)?;
+        sync_dir(&part.within(&aside))?;
     }
-    let moments = moments.into_iter().map(|(name, arena)| {
-        let values = arena.arena().as_slice().unwrap_or_default();
-        NamedTensor { name, shape: vec![values.len()], values }
-    });
-    write_tensors(aside.join(OPTIMIZER), moments, T::DTYPE, &[])?;
     write(&aside.join(STATE), &serde_json::to_vec_pretty(state).map_err(|e| json(STATE, e))?)?;
     let mut manifest = serde_json::Map::new();
     for name in files(&aside)? {
@@ -158,9 +238,8 @@ pub fn save<T: Real>(
 /// run from the start.
 pub fn restore<T: Real>(
     config: &TrainConfig,
-    examples: usize,
-    weights: &mut Weights<T>,
-    optimizer: &mut Optimizer<T>,
+    order: &Order,
+    parts: &mut [Part<T>],
     observer: &mut dyn Observer,
 ) -> Result<Option<(State, String)>> {
     let path = match &config.resume {
@@ -190,21 +269,10 @@ pub fn restore<T: Real>(
     let text = fs::read(&file).map_err(|e| Error::io(&file, e))?;
     let mut state: State =
         serde_json::from_slice(&text).map_err(|e| Error::file(&file, e.to_string()))?;
-    state.order.check(&path, &Order::of(config, examples))?;
-    let moments = TensorFile::open(path.join(OPTIMIZER))?;
-    let read = |name: &str, into: &mut Weights<T>| {
-        moments.read(name, into.arena_mut().as_mut_slice().unwrap_or_default())
-    };
-    read(FIRST, &mut optimizer.m)?;
-    read(SECOND, &mut optimizer.v)?;
-    if moments.info(WEIGHTS).is_some() {
-        read(WEIGHTS, weights)?;
-    } else {
-        let table = weights.table().clone();
-        let device = weights.arena().device();
-        *weights = ModelFolder::open(&path)?.load_weights(&table, &device)?;
+    state.order.check(&path, order)?;
+    for part in parts {
+        part.restore(&path, state.updates)?;
     }
-    optimizer.steps = (state.step as u64).saturating_sub(state.skipped);
     if !config.resume.in_place(&config.output_dir) {
         // The lines that it knows are in another folder.
         state.metrics_lines = 0;
@@ -271,11 +339,16 @@ fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The files of a folder and of those within it, by their paths from there.
 fn files(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-        let entry = entry.map_err(|e| Error::io(dir, e))?;
-        names.extend(entry.file_name().to_str().map(str::to_string));
+        let path = entry.map_err(|e| Error::io(dir, e))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        match path.is_dir() {
+            true => names.extend(files(&path)?.into_iter().map(|inner| format!("{name}/{inner}"))),
+            false => names.push(name.to_string()),
+        }
     }
     names.sort();
     Ok(names)

@@ -5,6 +5,7 @@ mod checkpoint;
 mod config;
 mod metrics;
 mod optimizer;
+mod session;
 mod step;
 mod trainer;
 
@@ -16,5 +17,6 @@ pub use config::{Resume, Schedule, TrainConfig, Warmup};
 pub use methods::Method;
 pub use metrics::{Means, Record};
 pub use optimizer::Optimizer;
+pub use session::Outcome;
 pub use step::Policy;
-pub use trainer::{Observer, Outcome, Trainer, evaluate};
+pub use trainer::{Observer, Trainer, evaluate};

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::methods::{Method, MicroBatch, Scores, StepTotals};
+use super::methods::{Coefficients, Method, MicroBatch, Scores, StepTotals};
 use crate::nn::{Batch, Decoder, Keep, Layout, LmHead, Weights};
 use crate::ops::sequence_sum;
 use crate::ops::token_logprobs::{TokenStats, Wanted};
@@ -58,7 +58,7 @@ impl<T: Real> Policy<T> {
             scores.take(&batch.layout, sequences.clone(), &chunk.stats)?;
             let loss = method.loss(micro, sequences.clone(), scores, totals)?;
             value += loss.value;
-            let dlogps = broadcast(&self.device, &batch.layout, sequences, &loss.coefficients)?;
+            let dlogps = per_token(&self.device, &batch.layout, sequences, &loss.coefficients)?;
             chunk.backward(
                 &self.decoder,
                 &self.weights,
@@ -174,6 +174,7 @@ impl Scores {
                 into.extend(sums.to_vec()?.into_iter().map(Real::f64));
             }
         }
+        self.token_logps.extend(stats.logps.to_vec()?.into_iter().map(Real::f64));
         self.tokens.extend(sequences.map(|s| layout.scored_of(s).len()));
         Ok(())
     }
@@ -185,18 +186,25 @@ fn offsets(layout: &Layout, sequences: &Range<usize>) -> Vec<i32> {
     cu.iter().map(|&end| end - cu[0]).collect()
 }
 
-/// One coefficient per sequence to one per scored token.
-fn broadcast<S: Real>(
+/// One coefficient for each scored token.
+fn per_token<S: Real>(
     device: &Device,
     layout: &Layout,
     sequences: Range<usize>,
-    coefficients: &[f64],
+    coefficients: &Coefficients,
 ) -> Result<Tensor<S>> {
+    let values = match coefficients {
+        Coefficients::Sequences(values) | Coefficients::Tokens(values) => values,
+    };
+    let values: Vec<S> = values.iter().map(|&c| S::of(c)).collect();
+    let values = Tensor::column(device, &values)?;
+    if let Coefficients::Tokens(_) = coefficients {
+        return Ok(values);
+    }
     let offsets = offsets(layout, &sequences);
     let scored = offsets.last().copied().unwrap_or(0) as usize;
-    let sums: Vec<S> = coefficients.iter().map(|&c| S::of(c)).collect();
-    let (sums, cu) = (Tensor::column(device, &sums)?, Tensor::column(device, &offsets)?);
+    let cu = Tensor::column(device, &offsets)?;
     let mut dlogps = Tensor::zeros(device, scored, 1)?;
-    sequence_sum::backward(sums.view(), cu.view(), None, dlogps.view_mut())?;
+    sequence_sum::backward(values.view(), cu.view(), None, dlogps.view_mut())?;
     Ok(dlogps)
 }

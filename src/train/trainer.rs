@@ -1,11 +1,11 @@
-use std::sync::mpsc::sync_channel;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, sync_channel};
 
-use super::checkpoint::{self, State};
+use super::checkpoint::{Part, State};
 use super::methods::{Method, MicroBatch, Scores, StepTotals};
-use super::metrics::{MetricsFile, Record};
+use super::metrics::Record;
+use super::session::{Outcome, Session, Task};
 use super::{Batches, Means, Optimizer, Policy, TrainConfig};
-use crate::models::{ModelFolder, SaveOptions, save};
+use crate::models::ModelFolder;
 use crate::nn::Weights;
 use crate::{Error, Real, Result, Tensor};
 
@@ -25,15 +25,6 @@ pub trait Observer: Send {
     }
 }
 
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// Steps in all, those before a resume included.
-    pub steps: usize,
-    /// The last evaluation, if there was one.
-    pub evaluation: Option<Record>,
-}
-
 /// The loop: micro-batches through the policy, a step of the optimiser, logs and checkpoints.
 pub struct Trainer<'a, T: Real> {
     /// Settings.
@@ -50,35 +41,46 @@ pub struct Trainer<'a, T: Real> {
     pub observer: &'a mut dyn Observer,
 }
 
-/// What changes from step to step.
-struct Run<T: Real> {
+/// What changes from step to step beside the session.
+struct Run<'a, T: Real> {
+    folder: &'a ModelFolder,
+    policy: Policy<T>,
+    method: &'a dyn Method,
+    evaluation: Option<&'a dyn Method>,
     optimizer: Optimizer<T>,
     grads: Weights<T>,
-    state: State,
-    metrics: MetricsFile,
     batches: Batches,
-    total: usize,
     /// Cached log-probs of each example's sequences under the reference.
     reference: Option<Vec<Vec<f64>>>,
-    last_log: Instant,
-    tokens_at_log: u64,
-    last_checkpoint: Option<String>,
+    /// The micro-batches of each step, built ahead by a thread of their own.
+    built: Receiver<Result<Vec<MicroBatch>>>,
 }
 
 impl<T: Real> Trainer<'_, T> {
     /// Trains to the end, or to an interruption, and saves the model.
-    pub fn train(mut self) -> Result<Outcome> {
-        let mut run = self.prepare()?;
-        let first = run.state.step + 1;
-        self.observer.start(run.state.step, run.total);
-        let (mut ahead, method, total) = (run.batches.clone(), self.method, run.total);
+    pub fn train(self) -> Result<Outcome> {
+        let Trainer { config, folder, mut policy, method, evaluation, observer } = self;
+        let examples = method.examples();
+        if examples == 0 {
+            return Err(Error::setting("dataset_name", "at least one example", "none"));
+        }
+        let batches = Batches::new(config, examples, method.joins_single());
+        let table = policy.weights.table().clone();
+        let mut optimizer = Optimizer::new(&policy.device, &table)?;
+        let total = batches.total(config);
+        let mut parts = [Part::new(None, folder, &mut policy.weights, &mut optimizer)];
+        let fresh = State::new(config, examples, 1);
+        let session = Session::start(config, observer, fresh, total, &mut parts)?;
+        let reference = precompute(config, &policy, method, &*session.observer)?;
+        let (mut ahead, first) = (batches.clone(), session.state.step + 1);
         // A pool of its own: the steps may occupy every thread of the other one while they wait.
         let ahead_pool = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .build()
             .map_err(|e| Error::Device(e.to_string()))?;
+        let grads = Weights::zeros(&policy.device, &table)?;
         std::thread::scope(|scope| {
-            let (send, receive) = sync_channel(1);
+            let (send, built) = sync_channel(1);
             scope.spawn(move || {
                 ahead_pool.install(|| {
                     for step in first..=total {
@@ -91,193 +93,125 @@ impl<T: Real> Trainer<'_, T> {
                     }
                 });
             });
-            for step in first..=total {
-                let micro_batches = receive
-                    .recv()
-                    .map_err(|_| Error::Device("the thread that builds batches died".into()))??;
-                self.step(&mut run, step, &micro_batches)?;
-                let last = step == total;
-                if step.is_multiple_of(self.config.logging_steps) || last {
-                    self.log(&mut run)?;
-                }
-                let every = self.config.eval_steps;
-                if !last && every > 0 && step.is_multiple_of(every) {
-                    self.evaluate(&mut run)?;
-                }
-                let every = self.config.save_steps;
-                let stop = self.observer.stop() && !last;
-                if stop || (every > 0 && step.is_multiple_of(every)) {
-                    self.save_checkpoint(&mut run)?;
-                }
-                if stop {
-                    return Err(Error::Interrupted(format!(
-                        "interrupted after step {step} of {total} and saved; to go on: the same \
-                         command with `--output-dir {} --resume-from-checkpoint auto`",
-                        self.config.output_dir.display()
-                    )));
-                }
-            }
-            Ok(())
-        })?;
-        // The model first: whatever the evaluation meets, the training is not lost.
-        let dest = &self.config.output_dir;
-        save(self.folder, dest, &self.policy.weights, &SaveOptions::default())?;
-        let evaluation = self.evaluate(&mut run)?;
-        run.metrics.sync()?;
-        Ok(Outcome { steps: run.total, evaluation })
-    }
-
-    fn prepare(&mut self) -> Result<Run<T>> {
-        let config = self.config;
-        let examples = self.method.examples();
-        if examples == 0 {
-            return Err(Error::setting("dataset_name", "at least one example", "none"));
-        }
-        let batches = Batches::new(config, examples, self.method.joins_single());
-        let table = self.policy.weights.table().clone();
-        let mut optimizer = Optimizer::new(&self.policy.device, &table)?;
-        let restored = checkpoint::restore(
-            config,
-            examples,
-            &mut self.policy.weights,
-            &mut optimizer,
-            self.observer,
-        )?;
-        let (state, last_checkpoint) = match restored {
-            Some((state, path)) => {
-                self.observer.note(&format!("resumed from {} after step {}", path, state.step));
-                (state, Some(path))
-            }
-            None => (State::new(config, examples), None),
-        };
-        let total = batches.total(config);
-        if state.step > total {
-            let expected =
-                format!("at least the {} steps that the checkpoint has done", state.step);
-            return Err(Error::setting("max_steps", expected, total));
-        }
-        if config.resume.in_place(&config.output_dir) {
-            checkpoint::forget_later(&config.output_dir, state.step, self.observer)?;
-        }
-        let metrics =
-            MetricsFile::open(&config.output_dir.join("metrics.jsonl"), state.metrics_lines)?;
-        let reference = self.precompute(examples)?;
-        Ok(Run {
-            optimizer,
-            grads: Weights::zeros(&self.policy.device, &table)?,
-            total,
-            tokens_at_log: state.num_tokens,
-            state,
-            metrics,
-            batches,
-            reference,
-            last_log: Instant::now(),
-            last_checkpoint,
+            session.run(&mut Run {
+                folder,
+                policy,
+                method,
+                evaluation,
+                optimizer,
+                grads,
+                batches,
+                reference,
+                built,
+            })
         })
     }
+}
 
-    fn precompute(&mut self, examples: usize) -> Result<Option<Vec<Vec<f64>>>> {
-        if !self.config.precompute_ref_log_probs || !self.method.needs_reference() {
-            return Ok(None);
-        }
-        let mut cached = Vec::with_capacity(examples);
-        let (size, joins) = (self.config.batch_size, self.method.joins_single());
-        let mut batches = Batches::in_order(examples, size, joins);
-        for step in 1..=batches.steps_per_epoch() {
-            if self.observer.stop() {
-                return Err(Error::Interrupted(
-                    "interrupted while the reference was scored: there is nothing new to save; \
-                     to go on, run the same command again"
-                        .into(),
-                ));
-            }
-            let micro = self.method.micro_batch(&batches.step(step)[0])?;
-            let logps = self.policy.reference_logps(&micro.layout)?;
-            let each = logps.len() / micro.examples.len();
-            cached.extend(logps.chunks(each).map(<[f64]>::to_vec));
-        }
-        Ok(Some(cached))
+/// The log-probs of every example's sequences under the reference, where they are wanted at once.
+fn precompute<T: Real>(
+    config: &TrainConfig,
+    policy: &Policy<T>,
+    method: &dyn Method,
+    observer: &dyn Observer,
+) -> Result<Option<Vec<Vec<f64>>>> {
+    if !config.precompute_ref_log_probs || !method.needs_reference() {
+        return Ok(None);
     }
+    let examples = method.examples();
+    let mut cached = Vec::with_capacity(examples);
+    let mut batches = Batches::in_order(examples, config.batch_size, method.joins_single());
+    for step in 1..=batches.steps_per_epoch() {
+        if observer.stop() {
+            return Err(Error::Interrupted(
+                "interrupted while the reference was scored: there is nothing new to save; to go \
+                 on, run the same command again"
+                    .into(),
+            ));
+        }
+        let micro = method.micro_batch(&batches.step(step)[0])?;
+        let logps = policy.reference_logps(&micro.layout)?;
+        let each = logps.len() / micro.examples.len();
+        cached.extend(logps.chunks(each).map(<[f64]>::to_vec));
+    }
+    Ok(Some(cached))
+}
 
-    fn step(&mut self, run: &mut Run<T>, step: usize, micros: &[MicroBatch]) -> Result<()> {
-        let totals = StepTotals {
-            micro_batches: micros.len(),
-            scored_tokens: micros.iter().map(|m| m.layout.scored()).sum(),
+impl<T: Real> Task<T> for Run<'_, T> {
+    fn step(&mut self, session: &mut Session, step: usize) -> Result<()> {
+        let died = |_| Error::Device("the thread that builds batches died".into());
+        let micros = self.built.recv().map_err(died)??;
+        let totals = StepTotals::of(&micros);
+        let mut means = session.state.means.clone();
+        let rate = session.config.rate(step, session.total);
+        session.state.num_tokens += micros.iter().map(|m| m.num_tokens as u64).sum::<u64>();
+        let describe = |run: &Self| -> Vec<String> {
+            let examples = micros.iter().flat_map(|m| &m.examples);
+            examples.map(|&e| run.method.describe(e)).collect()
         };
-        crate::ops::elementwise::fill(0.0, run.grads.arena_mut().view_mut())?;
-        let mut means = run.state.means.clone();
-        let rate = self.config.rate(step, run.total);
-        run.state.step = step;
-        run.state.num_tokens += micros.iter().map(|m| m.num_tokens as u64).sum::<u64>();
-        match self.gradient(run, micros, &totals, &mut means) {
+        match self.gradient(&micros, &totals, &mut means) {
             Ok((loss, norm, scale)) if loss.is_finite() && norm.is_finite() => {
                 means.add("loss", loss);
-                run.state.means = means;
-                run.state.grad_norm = norm;
-                run.state.learning_rate = rate;
+                session.state.means = means;
+                session.state.grad_norm = norm;
+                session.state.learning_rate = rate;
                 let weights = &mut self.policy.weights;
-                run.optimizer.step(self.config, rate, &scale, weights, &run.grads)?;
+                self.optimizer.step(session.config, rate, &scale, weights, &self.grads)?;
+                session.state.updates += 1;
             }
             Ok((loss, norm, _)) => {
-                self.not_finite(run, step, &format!("loss {loss}, gradient norm {norm}"), micros)?;
+                let what = format!("loss {loss}, gradient norm {norm}");
+                session.not_finite(&what, &describe(self))?;
             }
-            Err(Error::NonFinite(what)) => self.not_finite(run, step, &what, micros)?,
+            Err(Error::NonFinite(what)) => session.not_finite(&what, &describe(self))?,
             Err(e) => return Err(e),
         }
-        self.watch_chosen(run);
-        self.observer.step(step, &run.state.means);
+        self.watch_chosen(session);
         Ok(())
     }
 
-    /// The step's gradient, left in `run.grads`: its loss, and its norm here and on the device.
+    fn evaluate(&mut self, session: &mut Session) -> Result<Option<Means>> {
+        let Some(method) = self.evaluation else { return Ok(None) };
+        evaluate(&self.policy, method, session.config.batch_size).map(Some)
+    }
+
+    fn epoch(&self, step: usize) -> f64 {
+        self.batches.epoch(step)
+    }
+
+    fn parts(&mut self) -> Vec<Part<'_, T>> {
+        let weights = &mut self.policy.weights;
+        vec![Part::new(None, self.folder, weights, &mut self.optimizer)]
+    }
+}
+
+impl<T: Real> Run<'_, T> {
+    /// The step's gradient, left in `self.grads`: its loss, and its norm here and on the device.
     fn gradient(
-        &self,
-        run: &mut Run<T>,
+        &mut self,
         micros: &[MicroBatch],
         totals: &StepTotals,
         means: &mut Means,
     ) -> Result<(f64, f64, Tensor<f64>)> {
+        crate::ops::elementwise::fill(0.0, self.grads.arena_mut().view_mut())?;
+        let (policy, method) = (&self.policy, self.method);
         let mut loss = 0.0;
         for micro in micros {
             let mut scores = Scores::default();
-            if let Some(cached) = &run.reference {
+            if let Some(cached) = &self.reference {
                 scores.reference =
                     micro.examples.iter().flat_map(|&e| cached[e].iter().copied()).collect();
             }
-            let (policy, grads) = (&self.policy, &mut run.grads);
-            loss += policy.forward_backward(self.method, micro, totals, &mut scores, grads)?;
-            self.method.metrics(micro, &scores, means)?;
+            loss += policy.forward_backward(method, micro, totals, &mut scores, &mut self.grads)?;
+            method.metrics(micro, &scores, means)?;
         }
-        let norm = run.optimizer.norm(&run.grads)?;
+        let norm = self.optimizer.norm(&self.grads)?;
         Ok((loss, norm.to_vec()?[0], norm))
     }
 
-    fn not_finite(
-        &mut self,
-        run: &mut Run<T>,
-        step: usize,
-        what: &str,
-        micros: &[MicroBatch],
-    ) -> Result<()> {
-        let rows: Vec<String> =
-            micros.iter().flat_map(|m| &m.examples).map(|&e| self.method.describe(e)).collect();
-        let what =
-            format!("step {step}: expected finite numbers, got {what}; rows: {}", rows.join(", "));
-        if self.config.skip_nonfinite {
-            run.state.skipped += 1;
-            self.observer.note(&format!("skipped {what} ({} skipped)", run.state.skipped));
-            return Ok(());
-        }
-        let from = match &run.last_checkpoint {
-            Some(path) => format!("the last good checkpoint is {path}"),
-            None => "there is no checkpoint before it".into(),
-        };
-        Err(Error::NonFinite(format!("{what}; {from}")))
-    }
-
     /// The chosen answers can become less likely while the margin grows: say so once.
-    fn watch_chosen(&mut self, run: &mut Run<T>) {
-        let state = &mut run.state;
+    fn watch_chosen(&self, session: &mut Session) {
+        let state = &mut session.state;
         let mean = |name: &str| state.means.get(name);
         let (Some(beta), Some(reward), Some(now)) =
             (self.method.beta(), mean("rewards/chosen"), mean("logps/chosen"))
@@ -288,65 +222,11 @@ impl<T: Real> Trainer<'_, T> {
         let start = now - reward / beta;
         if !state.warned && now < start - 0.5 * start.abs() - 50.0 {
             state.warned = true;
-            self.observer.note(&format!(
+            session.observer.note(&format!(
                 "the chosen answers' log-prob has fallen from {start:.0} to {now:.0}: margins \
                  grow by making both answers unlikely; consider a larger beta or a lower rate"
             ));
         }
-    }
-
-    fn log(&mut self, run: &mut Run<T>) -> Result<()> {
-        let state = &mut run.state;
-        let mut record = Record::default();
-        record.count("step", state.step as u64);
-        record.set("epoch", run.batches.epoch(state.step));
-        let means = std::mem::take(&mut state.means);
-        if let Some(loss) = means.get("loss") {
-            record.set("loss", loss);
-            record.set("grad_norm", state.grad_norm);
-            record.set("learning_rate", state.learning_rate);
-        }
-        record.count("num_tokens", state.num_tokens);
-        for (name, value) in means.values("").filter(|(name, _)| name != "loss") {
-            record.set(&name, value);
-        }
-        if state.skipped > 0 {
-            record.count("skipped_steps", state.skipped);
-        }
-        let tokens = state.num_tokens - run.tokens_at_log;
-        let seconds = run.last_log.elapsed().as_secs_f64();
-        record.set("tokens_per_second", (tokens as f64 / seconds.max(1e-9)).round());
-        run.tokens_at_log = state.num_tokens;
-        run.last_log = Instant::now();
-        run.metrics.write(&record)?;
-        self.observer.record(&record);
-        Ok(())
-    }
-
-    fn evaluate(&mut self, run: &mut Run<T>) -> Result<Option<Record>> {
-        let Some(method) = self.evaluation else { return Ok(None) };
-        let means = evaluate(&self.policy, method, self.config.batch_size)?;
-        let mut record = Record::default();
-        record.count("step", run.state.step as u64);
-        record.set("epoch", run.batches.epoch(run.state.step));
-        means.values("eval_").for_each(|(name, value)| record.set(&name, value));
-        run.metrics.write(&record)?;
-        self.observer.record(&record);
-        run.last_log = Instant::now();
-        Ok(Some(record))
-    }
-
-    fn save_checkpoint(&mut self, run: &mut Run<T>) -> Result<()> {
-        run.state.metrics_lines = run.metrics.sync()?;
-        let path = checkpoint::save(
-            self.config,
-            self.folder,
-            &self.policy.weights,
-            &run.optimizer,
-            &run.state,
-        )?;
-        run.last_checkpoint = Some(path.display().to_string());
-        Ok(())
     }
 }
 
@@ -361,7 +241,7 @@ pub fn evaluate<T: Real>(
     for step in 1..=batches.steps_per_epoch() {
         let micro = method.micro_batch(&batches.step(step)[0])?;
         let scores = policy.score(method, &micro)?;
-        let totals = StepTotals { micro_batches: 1, scored_tokens: micro.layout.scored() };
+        let totals = StepTotals::of(std::slice::from_ref(&micro));
         let all = 0..micro.layout.sequences();
         means.add("loss", method.loss(&micro, all, &scores, &totals)?.value);
         method.metrics(&micro, &scores, &mut means)?;

@@ -46,7 +46,7 @@ pub trait Method: Sync {
     /// The micro-batch of these examples.
     fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch>;
 
-    /// The loss of the sequences in `range`, and dL/d(sum of log-probs) of each of them.
+    /// The loss of the sequences in `range`, and its derivatives.
     fn loss(
         &self,
         batch: &MicroBatch,
@@ -64,8 +64,17 @@ pub trait Method: Sync {
 pub struct SequenceLoss {
     /// Their share of the step's loss.
     pub value: f64,
+    /// Its derivatives.
+    pub coefficients: Coefficients,
+}
+
+/// What the head's gradients are multiplied by.
+#[derive(Clone, Debug)]
+pub enum Coefficients {
     /// dL/d(sum of log-probs) of each sequence.
-    pub coefficients: Vec<f64>,
+    Sequences(Vec<f64>),
+    /// dL/d(log-prob) of each scored token.
+    Tokens(Vec<f64>),
 }
 
 /// Examples on their way through the model.
@@ -86,17 +95,32 @@ pub struct MicroBatch {
 pub struct StepTotals {
     /// Micro-batches of the step.
     pub micro_batches: usize,
+    /// Sequences of the step.
+    pub sequences: usize,
     /// Scored tokens of the step.
     pub scored_tokens: usize,
 }
 
-/// Per-sequence sums over scored tokens. Filled chunk by chunk.
+impl StepTotals {
+    /// Those of a step of these micro-batches.
+    pub fn of(micros: &[MicroBatch]) -> Self {
+        StepTotals {
+            micro_batches: micros.len(),
+            sequences: micros.iter().map(|m| m.layout.sequences()).sum(),
+            scored_tokens: micros.iter().map(|m| m.layout.scored()).sum(),
+        }
+    }
+}
+
+/// Per-sequence sums over scored tokens, but where it says otherwise. Filled chunk by chunk.
 #[derive(Clone, Debug, Default)]
 pub struct Scores {
     /// Log-probs under the policy.
     pub logps: Vec<f64>,
     /// Log-probs under the reference; zeros where there is none.
     pub reference: Vec<f64>,
+    /// Log-probs of each scored token under the policy.
+    pub token_logps: Vec<f64>,
     /// Entropies.
     pub entropy: Vec<f64>,
     /// Vocabulary-mean logits.

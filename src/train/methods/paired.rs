@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::{MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
 use crate::Result;
 use crate::data::formats::PairText;
 use crate::data::{Dataset, Pair};
@@ -119,7 +119,7 @@ impl super::Method for Paired {
         let out = self.loss_of(batch, range, scores, normaliser)?;
         let coefficients =
             out.dchosen.iter().zip(&out.drejected).flat_map(|(&c, &r)| [c, r]).collect();
-        Ok(SequenceLoss { value: out.loss, coefficients })
+        Ok(SequenceLoss { value: out.loss, coefficients: Coefficients::Sequences(coefficients) })
     }
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {

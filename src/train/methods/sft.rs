@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::{MicroBatch, Scores, SequenceLoss, StepTotals, line_of};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of};
 use crate::Result;
 use crate::data::{Dataset, Example};
 use crate::nn::LayoutBuilder;
@@ -47,7 +47,7 @@ impl super::Method for Sft {
         let each = -1.0 / step.scored_tokens.max(1) as f64;
         Ok(SequenceLoss {
             value: range.clone().map(|s| each * scores.logps[s]).sum(),
-            coefficients: vec![each; range.len()],
+            coefficients: Coefficients::Sequences(vec![each; range.len()]),
         })
     }
 

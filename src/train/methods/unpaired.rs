@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::{MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
 use crate::data::{Dataset, Unpaired as Example};
 use crate::losses::{KlEstimate, Kto};
 use crate::nn::LayoutBuilder;
@@ -96,7 +96,7 @@ impl super::Method for Unpaired {
             value += share * out.loss;
             coefficients.push(share * out.dlogp);
         }
-        Ok(SequenceLoss { value, coefficients })
+        Ok(SequenceLoss { value, coefficients: Coefficients::Sequences(coefficients) })
     }
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {

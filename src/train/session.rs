@@ -1,0 +1,198 @@
+use std::time::Instant;
+
+use super::checkpoint::{self, Part, State};
+use super::metrics::{MetricsFile, Record};
+use super::{Means, Observer, TrainConfig};
+use crate::models::{SaveOptions, save};
+use crate::{Error, Real, Result};
+
+/// What a run does at each step; when it logs, evaluates, saves and stops is the [`Session`]'s.
+pub trait Task<T: Real> {
+    /// One step: its metrics and its learning rate go to `session.state`.
+    fn step(&mut self, session: &mut Session, step: usize) -> Result<()>;
+
+    /// The metrics of held-out data, where there is any.
+    fn evaluate(&mut self, session: &mut Session) -> Result<Option<Means>>;
+
+    /// Epochs done after `step`, with the share of the one under way.
+    fn epoch(&self, step: usize) -> f64;
+
+    /// The models under training. The first one is the run's own; others have folders of theirs
+    /// within its folder.
+    fn parts(&mut self) -> Vec<Part<'_, T>>;
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Steps in all, those before a resume included.
+    pub steps: usize,
+    /// The last evaluation, if there was one.
+    pub evaluation: Option<Record>,
+}
+
+/// A run under way: its state, its logs and its checkpoints.
+pub struct Session<'a> {
+    /// Settings.
+    pub config: &'a TrainConfig,
+    /// Who watches.
+    pub observer: &'a mut dyn Observer,
+    /// What a checkpoint keeps beside the models.
+    pub state: State,
+    /// Steps in all.
+    pub total: usize,
+    metrics: MetricsFile,
+    last_log: Instant,
+    tokens_at_log: u64,
+    last_checkpoint: Option<String>,
+}
+
+impl<'a> Session<'a> {
+    /// A run of `total` steps from the start (`fresh`), or from where `config.resume` says; then
+    /// the models have what the checkpoint holds.
+    pub fn start<T: Real>(
+        config: &'a TrainConfig,
+        observer: &'a mut dyn Observer,
+        fresh: State,
+        total: usize,
+        parts: &mut [Part<T>],
+    ) -> Result<Self> {
+        let restored = checkpoint::restore(config, &fresh.order, parts, observer)?;
+        let (state, last_checkpoint) = match restored {
+            Some((state, path)) => {
+                observer.note(&format!("resumed from {} after step {}", path, state.step));
+                (state, Some(path))
+            }
+            None => (fresh, None),
+        };
+        if state.step > total {
+            let expected =
+                format!("at least the {} steps that the checkpoint has done", state.step);
+            return Err(Error::setting("max_steps", expected, total));
+        }
+        if config.resume.in_place(&config.output_dir) {
+            checkpoint::forget_later(&config.output_dir, state.step, observer)?;
+        }
+        let metrics =
+            MetricsFile::open(&config.output_dir.join("metrics.jsonl"), state.metrics_lines)?;
+        Ok(Session {
+            config,
+            observer,
+            total,
+            tokens_at_log: state.num_tokens,
+            state,
+            metrics,
+            last_log: Instant::now(),
+            last_checkpoint,
+        })
+    }
+
+    /// Runs to the end, or to an interruption, and saves the models.
+    pub fn run<T: Real>(mut self, task: &mut dyn Task<T>) -> Result<Outcome> {
+        let (first, total) = (self.state.step + 1, self.total);
+        self.observer.start(self.state.step, total);
+        for step in first..=total {
+            self.state.step = step;
+            task.step(&mut self, step)?;
+            self.observer.step(step, &self.state.means);
+            let last = step == total;
+            if step.is_multiple_of(self.config.logging_steps) || last {
+                self.log(task)?;
+            }
+            let every = self.config.eval_steps;
+            if !last && every > 0 && step.is_multiple_of(every) {
+                self.evaluate(task)?;
+            }
+            let every = self.config.save_steps;
+            let stop = self.observer.stop() && !last;
+            if stop || (every > 0 && step.is_multiple_of(every)) {
+                self.save_checkpoint(task)?;
+            }
+            if stop {
+                return Err(Error::Interrupted(format!(
+                    "interrupted after step {step} of {total} and saved; to go on: the same \
+                     command with `--output-dir {} --resume-from-checkpoint auto`",
+                    self.config.output_dir.display()
+                )));
+            }
+        }
+        // The models first: whatever the evaluation meets, the training is not lost.
+        for part in task.parts() {
+            let dest = part.within(&self.config.output_dir);
+            save(part.folder, dest, part.weights, &SaveOptions::default())?;
+        }
+        let evaluation = self.evaluate(task)?;
+        self.metrics.sync()?;
+        Ok(Outcome { steps: total, evaluation })
+    }
+
+    /// What follows from a number that is not finite: an error, or where that is wanted a count.
+    /// `rows` are those of the step.
+    pub fn not_finite(&mut self, what: &str, rows: &[String]) -> Result<()> {
+        let what = format!(
+            "step {}: expected finite numbers, got {what}; rows: {}",
+            self.state.step,
+            rows.join(", ")
+        );
+        if self.config.skip_nonfinite {
+            self.state.skipped += 1;
+            self.observer.note(&format!("skipped {what} ({} skipped)", self.state.skipped));
+            return Ok(());
+        }
+        let from = match &self.last_checkpoint {
+            Some(path) => format!("the last good checkpoint is {path}"),
+            None => "there is no checkpoint before it".into(),
+        };
+        Err(Error::NonFinite(format!("{what}; {from}")))
+    }
+
+    fn log<T: Real>(&mut self, task: &dyn Task<T>) -> Result<()> {
+        let state = &mut self.state;
+        let mut record = Record::default();
+        record.count("step", state.step as u64);
+        record.set("epoch", task.epoch(state.step));
+        if state.episodes > 0 {
+            record.count("episode", state.episodes);
+        }
+        let means = std::mem::take(&mut state.means);
+        if let Some(loss) = means.get("loss") {
+            record.set("loss", loss);
+            record.set("grad_norm", state.grad_norm);
+            record.set("learning_rate", state.learning_rate);
+        }
+        record.count("num_tokens", state.num_tokens);
+        for (name, value) in means.values("").filter(|(name, _)| name != "loss") {
+            record.set(&name, value);
+        }
+        if state.skipped > 0 {
+            record.count("skipped_steps", state.skipped);
+        }
+        let tokens = state.num_tokens - self.tokens_at_log;
+        let seconds = self.last_log.elapsed().as_secs_f64();
+        record.set("tokens_per_second", (tokens as f64 / seconds.max(1e-9)).round());
+        self.tokens_at_log = state.num_tokens;
+        self.last_log = Instant::now();
+        self.metrics.write(&record)?;
+        self.observer.record(&record);
+        Ok(())
+    }
+
+    fn evaluate<T: Real>(&mut self, task: &mut dyn Task<T>) -> Result<Option<Record>> {
+        let Some(means) = task.evaluate(self)? else { return Ok(None) };
+        let mut record = Record::default();
+        record.count("step", self.state.step as u64);
+        record.set("epoch", task.epoch(self.state.step));
+        means.values("eval_").for_each(|(name, value)| record.set(&name, value));
+        self.metrics.write(&record)?;
+        self.observer.record(&record);
+        self.last_log = Instant::now();
+        Ok(Some(record))
+    }
+
+    fn save_checkpoint<T: Real>(&mut self, task: &mut dyn Task<T>) -> Result<()> {
+        self.state.metrics_lines = self.metrics.sync()?;
+        let path = checkpoint::save(self.config, &task.parts(), &self.state)?;
+        self.last_checkpoint = Some(path.display().to_string());
+        Ok(())
+    }
+}
