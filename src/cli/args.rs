@@ -219,6 +219,8 @@ pub enum TruncationName {
     KeepStart,
     /// The end of the sequence stays.
     KeepEnd,
+    /// Neither: the example is dropped.
+    Drop,
 }
 
 impl TrainArgs {

@@ -7,6 +7,7 @@ mod generate;
 mod judge;
 mod kto;
 mod progress;
+mod reward;
 mod rlaif;
 mod sample;
 mod sft;
@@ -42,6 +43,8 @@ enum Command {
     Kto(kto::Args),
     /// RLAIF: preferences of a judge model, for pairs or for samples.
     Rlaif(rlaif::Args),
+    /// A reward model from pairs or from ranked answers.
+    Reward(reward::Args),
     /// Sample completions from a model.
     Generate(generate::Args),
 }
@@ -79,7 +82,7 @@ impl From<Error> for Failure {
 fn command() -> clap::Command {
     let mut command = Cli::command().args_override_self(true);
     for (name, learning_rate, epochs) in
-        [("sft", "2e-5", "3"), ("dpo", "1e-6", "1"), ("kto", "1e-6", "1")]
+        [("sft", "2e-5", "3"), ("dpo", "1e-6", "1"), ("kto", "1e-6", "1"), ("reward", "1e-4", "1")]
     {
         command = command.mut_subcommand(name, |sub| {
             sub.args_override_self(true)
@@ -87,6 +90,10 @@ fn command() -> clap::Command {
                 .mut_arg("num_train_epochs", |arg| arg.default_value(epochs))
         });
     }
+    command = command.mut_subcommand("reward", |sub| {
+        // As TRL: the end of an answer is what is scored.
+        sub.mut_arg("truncation_mode", |arg| arg.default_value("drop"))
+    });
     for name in ["demo", "generate", "rlaif"] {
         command = command.mut_subcommand(name, |sub| sub.args_override_self(true));
     }
@@ -122,6 +129,7 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::Dpo(args) => dpo::run(args, &given)?,
         Command::Kto(args) => kto::run(args, &given)?,
         Command::Rlaif(args) => rlaif::run(args)?,
+        Command::Reward(args) => reward::run(args, &given)?,
         Command::Generate(args) => generate::run(args)?,
     }
     Ok(())

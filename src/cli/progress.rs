@@ -60,6 +60,8 @@ impl Observer for Progress {
             ("loss", "loss"),
             ("margin", "rewards/margins"),
             ("accuracy", "rewards/accuracies"),
+            ("margin", "margin"),
+            ("accuracy", "accuracy"),
             ("token accuracy", "mean_token_accuracy"),
         ];
         let shown = names

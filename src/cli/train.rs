@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::yaml::Given;
 use crate::data::{Dataset, Item, Limits, Options, ReadOptions, Tokenizer, Truncation};
 use crate::device::profile;
-use crate::models::{ModelFolder, write_atomically};
+use crate::models::{ModelFolder, ScoreInit, write_atomically};
 use crate::nn::{Decoder, LmHead, Weights};
 use crate::train::{Method, Observer, Policy, Resume, TrainConfig, Trainer};
 use crate::{Device, Error, Result};
@@ -24,6 +24,8 @@ pub struct Run<'a> {
     folder: ModelFolder,
     tokenizer: Arc<Tokenizer>,
     progress: Progress,
+    /// What is trained has a score for a head, which begins so where the model has none.
+    score: Option<ScoreInit>,
 }
 
 impl<'a> Run<'a> {
@@ -33,7 +35,22 @@ impl<'a> Run<'a> {
         let device = args.model.device()?;
         let folder = ModelFolder::open(&config.model)?;
         let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
-        Ok(Run { args, given, config, device, folder, tokenizer, progress: Progress::new()? })
+        let progress = Progress::new()?;
+        Ok(Run { args, given, config, device, folder, tokenizer, progress, score: None })
+    }
+
+    /// Puts a score in the place of the language head.
+    pub fn scoring(&mut self, init: ScoreInit) -> Result<()> {
+        let pad = self.tokenizer.filler();
+        if pad.is_none() {
+            self.note(
+                "the tokenizer has no token that fills batches up: transformers will score one \
+                 text at a time with this model",
+            );
+        }
+        self.score = Some(init);
+        self.folder = self.folder.scoring(self.tokenizer.filler())?;
+        Ok(())
     }
 
     /// The training examples, and the held-out ones where there are any.
@@ -45,6 +62,7 @@ impl<'a> Run<'a> {
         let truncation = match self.args.truncation_mode {
             TruncationName::KeepStart => Truncation::KeepStart,
             TruncationName::KeepEnd => Truncation::KeepEnd,
+            TruncationName::Drop => Truncation::Drop,
         };
         let options = Options {
             limits: Limits { max_length: Some(self.args.max_length.min(limit)), truncation },
@@ -57,10 +75,10 @@ impl<'a> Run<'a> {
             let (dropped, skipped) = (dataset.dropped(), dataset.skipped());
             if dropped.rows > 0 {
                 self.progress.note(&format!(
-                    "{path}: dropped {} of {} examples, whose completion max_length cuts away; \
-                     lines {:?}{}",
+                    "{path}: dropped {} of {} examples, {}; lines {:?}{}",
                     dropped.rows,
                     dropped.rows + dataset.len(),
+                    T::DROPPED,
                     dropped.lines,
                     if dropped.rows > dropped.lines.len() { " and more" } else { "" },
                 ));
@@ -83,8 +101,7 @@ impl<'a> Run<'a> {
 
     /// Trains and saves.
     pub fn train(mut self, method: &dyn Method, evaluation: Option<&dyn Method>) -> Result<()> {
-        let (decoder, table) = Decoder::new(self.folder.config.clone())?;
-        let weights: Weights<f32> = self.folder.load_weights(&table, &self.device)?;
+        let (decoder, weights) = self.model()?;
         self.claim_output_dir()?;
         let reference = method.needs_reference().then(|| weights.clone());
         let policy = Policy {
@@ -115,6 +132,16 @@ impl<'a> Run<'a> {
         }
         eprintln!("done: {} steps, model in {}", outcome.steps, self.config.output_dir.display());
         Ok(())
+    }
+
+    /// The model to train, with the head that it is to have.
+    fn model(&self) -> Result<(Decoder, Weights<f32>)> {
+        if let Some(init) = self.score {
+            let scorer = ModelFolder::open(&self.config.model)?.load_scorer(init, &self.device)?;
+            return Ok((scorer.decoder, scorer.weights));
+        }
+        let (decoder, table) = Decoder::new(self.folder.config.clone())?;
+        Ok((decoder, self.folder.load_weights(&table, &self.device)?))
     }
 
     /// Makes the output directory this run's own; another run in it is only deleted on request.

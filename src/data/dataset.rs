@@ -20,20 +20,27 @@ use super::formats::{
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-mod sealed {
+pub(super) mod sealed {
     pub trait Sealed {}
+    impl Sealed for super::super::Preference {}
     impl Sealed for super::Pair {}
     impl Sealed for super::Unpaired {}
     impl Sealed for super::Example {}
     impl Sealed for super::Prompt {}
 }
 
-/// What a dataset may hold: [`Pair`], [`Unpaired`], [`Example`] or [`Prompt`].
+/// What a dataset may hold: [`Pair`], [`Preference`](super::Preference), [`Unpaired`], [`Example`] or
+/// [`Prompt`].
 pub trait Item: sealed::Sealed + Sized + Send + Sync + 'static {
     /// What it is made of.
     type Text: Send + Sync;
     /// The formats that it can be made of, as messages name them.
     const ACCEPTS: &'static str;
+    /// Why examples are dropped, as messages say it.
+    const DROPPED: &'static str = "whose completion max_length cuts away";
+
+    /// What an example must have beside tokens, as messages say it.
+    const NEEDS: &'static str = "";
 
     /// Takes what a row holds; none where that does not fit.
     #[doc(hidden)]
@@ -45,9 +52,15 @@ pub trait Item: sealed::Sealed + Sized + Send + Sync + 'static {
         rows.into_iter().map(|row| Some((row.line, Self::text(row.record)?))).collect()
     }
 
-    /// The text that is too long where an example is dropped for its length.
+    /// Prompt and completions: the prompt is too long where truncation leaves nothing.
     #[doc(hidden)]
-    fn deciding(text: &Self::Text) -> &str;
+    fn parts(text: &Self::Text) -> (&str, Vec<&str>);
+
+    /// Whether there is nothing in it, however short it is.
+    #[doc(hidden)]
+    fn hollow(_text: &Self::Text) -> bool {
+        false
+    }
 
     /// Whether something is left of every example that is not too long.
     #[doc(hidden)]
@@ -169,8 +182,8 @@ impl<T: Item> Dataset<T> {
         }
         if entries.is_empty() {
             let message = match limits.max_length {
-                Some(max) => format!("none of its examples fits max_length {max}"),
-                None => "none of its examples has a token".into(),
+                Some(max) => format!("none of its examples fits max_length {max}{}", T::NEEDS),
+                None => format!("none of its examples has a token{}", T::NEEDS),
             };
             return Err(Error::file(path, message));
         }
@@ -261,13 +274,17 @@ impl<T: Item> Dataset<T> {
 }
 
 fn may_be_dropped<T: Item>(text: &T::Text, tokenizer: &Tokenizer, limits: &Limits) -> bool {
-    if !T::never_empty(tokenizer) {
+    if !T::never_empty(tokenizer) || T::hollow(text) {
         return true;
     }
+    let reaches = |text: &str, max: usize| tokenizer.at_most(text).is_none_or(|most| most >= max);
     match (limits.max_length, limits.truncation) {
         (None, _) | (_, Truncation::KeepEnd) => false,
-        (Some(max), Truncation::KeepStart) => {
-            tokenizer.at_most(T::deciding(text)).is_none_or(|most| most >= max)
+        (Some(max), Truncation::KeepStart) => reaches(T::parts(text).0, max),
+        (Some(max), Truncation::Drop) => {
+            let (prompt, completions) = T::parts(text);
+            let whole = |completion| format!("{prompt}{}", tokenizer.ended(completion));
+            reaches(prompt, max) || completions.into_iter().any(|c| reaches(&whole(c), max))
         }
     }
 }
@@ -287,8 +304,8 @@ impl Item for Pair {
         }
     }
 
-    fn deciding(text: &PairText) -> &str {
-        &text.prompt
+    fn parts(text: &PairText) -> (&str, Vec<&str>) {
+        (&text.prompt, vec![&text.chosen, &text.rejected])
     }
 
     fn make(text: &PairText, line: usize, with: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
@@ -326,8 +343,8 @@ impl Item for Unpaired {
         Some(all)
     }
 
-    fn deciding(text: &UnpairedText) -> &str {
-        &text.prompt
+    fn parts(text: &UnpairedText) -> (&str, Vec<&str>) {
+        (&text.prompt, vec![&text.completion])
     }
 
     fn make(text: &UnpairedText, line: usize, t: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
@@ -350,8 +367,8 @@ impl Item for Example {
         }
     }
 
-    fn deciding(text: &ExampleText) -> &str {
-        text.prompt.as_deref().unwrap_or_default()
+    fn parts(text: &ExampleText) -> (&str, Vec<&str>) {
+        (text.prompt.as_deref().unwrap_or_default(), vec![&text.completion])
     }
 
     fn make(text: &ExampleText, line: usize, t: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
@@ -367,13 +384,14 @@ impl Item for Prompt {
         match record {
             Record::Prompt(prompt) => Some(prompt),
             Record::Pair(pair) => Some(pair.prompt),
+            Record::Ranked(text) => Some(text.prompt),
             Record::Unpaired(text) => Some(text.prompt),
             Record::Example(text) => text.prompt,
         }
     }
 
-    fn deciding(text: &String) -> &str {
-        text
+    fn parts(text: &String) -> (&str, Vec<&str>) {
+        (text, vec![])
     }
 
     fn never_empty(tokenizer: &Tokenizer) -> bool {

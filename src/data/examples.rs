@@ -14,6 +14,8 @@ pub enum Truncation {
     KeepStart,
     /// The end: the prompt is cut at its start, and then the completion at its.
     KeepEnd,
+    /// Neither: the example goes, as with TRL's reward models.
+    Drop,
 }
 
 impl FromStr for Truncation {
@@ -22,7 +24,8 @@ impl FromStr for Truncation {
         match name {
             "keep_start" => Ok(Truncation::KeepStart),
             "keep_end" => Ok(Truncation::KeepEnd),
-            _ => Err(Error::setting("truncation_mode", "keep_start or keep_end", name)),
+            "drop" => Ok(Truncation::Drop),
+            _ => Err(Error::setting("truncation_mode", "keep_start, keep_end or drop", name)),
         }
     }
 }
@@ -42,16 +45,19 @@ impl Limits {
         let Some(max) = self.max_length else { return (0, 0) };
         let excess = (prompt + completion).saturating_sub(max);
         match self.truncation {
-            Truncation::KeepStart => (excess.saturating_sub(completion), excess.min(completion)),
+            Truncation::KeepStart | Truncation::Drop => {
+                (excess.saturating_sub(completion), excess.min(completion))
+            }
             Truncation::KeepEnd => (excess.min(prompt), excess.saturating_sub(prompt)),
         }
     }
 
-    /// Truncates; false where nothing of the completion is left.
-    fn apply(&self, prompt: &mut Vec<i32>, completion: &mut Vec<i32>) -> bool {
+    /// Truncates; false where nothing of the completion is left, or where what is too long is to be
+    /// dropped.
+    pub(super) fn apply(&self, prompt: &mut Vec<i32>, completion: &mut Vec<i32>) -> bool {
         let (from_prompt, from_completion) = self.cut(prompt.len(), completion.len());
         match self.truncation {
-            Truncation::KeepStart => {
+            Truncation::KeepStart | Truncation::Drop => {
                 prompt.truncate(prompt.len() - from_prompt);
                 completion.truncate(completion.len() - from_completion);
             }
@@ -60,7 +66,8 @@ impl Limits {
                 completion.drain(..from_completion);
             }
         }
-        !completion.is_empty()
+        let whole = (from_prompt, from_completion) == (0, 0);
+        !completion.is_empty() && (whole || self.truncation != Truncation::Drop)
     }
 }
 
@@ -291,7 +298,7 @@ impl Prompt {
     ) -> Result<Option<Prompt>> {
         let mut prompt = tokenizer.encode(text)?;
         let excess = prompt.len().saturating_sub(limits.max_length.unwrap_or(usize::MAX));
-        if prompt.is_empty() || excess > 0 && limits.truncation == Truncation::KeepStart {
+        if prompt.is_empty() || excess > 0 && limits.truncation != Truncation::KeepEnd {
             return Ok(None);
         }
         prompt.drain(..excess);

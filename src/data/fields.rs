@@ -74,6 +74,50 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A list of texts that are not empty, each with its whole number of another list; where that is
+    /// absent or null, with its place in its own.
+    pub fn ranked(&self, name: &str, ranks: &str) -> Result<Vec<(String, usize)>> {
+        let Some(Value::Array(texts)) = self.row.get(name) else {
+            let got = self.row.get(name).map_or("no such field".into(), kind);
+            return Err(self.error(name, format!("expected a list of texts, got {got}")));
+        };
+        let ranks_of = match self.row.get(ranks) {
+            None | Some(Value::Null) => None,
+            Some(Value::Array(list)) if list.len() == texts.len() => Some(list),
+            Some(other) => {
+                let got = match other {
+                    Value::Array(list) => format!("a list of {}", list.len()),
+                    other => kind(other),
+                };
+                let expected = format!("expected a list of {}, one a response", texts.len());
+                return Err(self.error(ranks, format!("{expected}, got {got}")));
+            }
+        };
+        if texts.is_empty() {
+            return Err(self.error(name, "expected a list of texts, got an empty one"));
+        }
+        let one = |(i, text): (usize, &Value)| {
+            let rank = match ranks_of {
+                None => i,
+                Some(list) => {
+                    let rank = list[i].as_u64().and_then(|rank| usize::try_from(rank).ok());
+                    rank.ok_or_else(|| {
+                        let got = kind(&list[i]);
+                        self.error(ranks, format!("expected whole numbers from 0, got {got}"))
+                    })?
+                }
+            };
+            match text {
+                Value::String(text) if !text.is_empty() => Ok((text.clone(), rank)),
+                other => {
+                    let got = if other == "" { "\"\"".into() } else { kind(other) };
+                    Err(self.error(name, format!("expected texts that are not empty, got {got}")))
+                }
+            }
+        };
+        texts.iter().enumerate().map(one).collect()
+    }
+
     /// `true`, `false`, 1 or 0.
     pub fn label(&self, name: &str) -> Result<bool> {
         let expected = "expected true, false, 1 or 0";

@@ -6,11 +6,12 @@
 //!
 //! 1. `chosen`, `rejected`, `prompt`: [`Format::Pairs`]
 //! 2. `chosen`, `rejected`: [`Format::ImplicitPairs`]
-//! 3. `completion`, `label`, `prompt`: [`Format::Unpaired`]
-//! 4. `completion`, `prompt`: [`Format::PromptCompletion`]
-//! 5. `instruction`, `output`, and `input` where there is one: [`Format::Instruction`]
-//! 6. `text`: [`Format::Text`]
-//! 7. `prompt`: [`Format::Prompts`]
+//! 3. `responses`, `prompt`, and `ranks` where there are any: [`Format::Ranked`]
+//! 4. `completion`, `label`, `prompt`: [`Format::Unpaired`]
+//! 5. `completion`, `prompt`: [`Format::PromptCompletion`]
+//! 6. `instruction`, `output`, and `input` where there is one: [`Format::Instruction`]
+//! 7. `text`: [`Format::Text`]
+//! 8. `prompt`: [`Format::Prompts`]
 //!
 //! `messages`, `conversations`, and a list or an object where a text belongs are conversational
 //! data, which is refused until chat templates are supported.
@@ -32,6 +33,8 @@ pub enum Format {
     Pairs,
     /// `chosen, rejected`, which begin with their prompt.
     ImplicitPairs,
+    /// `prompt, responses, ranks`.
+    Ranked,
     /// `prompt, completion, label`.
     Unpaired,
     /// `prompt, completion`.
@@ -50,6 +53,7 @@ impl Format {
         match self {
             Format::Pairs => "prompt, chosen, rejected",
             Format::ImplicitPairs => "chosen, rejected",
+            Format::Ranked => "prompt, responses, ranks",
             Format::Unpaired => "prompt, completion, label",
             Format::PromptCompletion => "prompt, completion",
             Format::Instruction => "instruction, input, output",
@@ -62,6 +66,8 @@ impl Format {
         let has = |name: &str| row.contains_key(name);
         Some(if has("chosen") && has("rejected") {
             if has("prompt") { Format::Pairs } else { Format::ImplicitPairs }
+        } else if has("responses") && has("prompt") {
+            Format::Ranked
         } else if has("completion") && has("label") && has("prompt") {
             Format::Unpaired
         } else if has("completion") && has("prompt") {
@@ -95,6 +101,16 @@ pub struct PairText {
     pub target_prob: Option<f64>,
 }
 
+/// Several answers to one prompt, ranked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankedText {
+    /// What all of them answer.
+    pub prompt: String,
+    /// `responses`: the answers, each with its rank; a smaller one is better, equal ones are a tie.
+    /// The ranks are those of `ranks`, else the order of the answers: the best comes first.
+    pub responses: Vec<(String, usize)>,
+}
+
 /// One answer, judged good or bad.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnpairedText {
@@ -121,6 +137,8 @@ pub struct ExampleText {
 pub enum Record {
     /// Of [`Format::Pairs`] and [`Format::ImplicitPairs`].
     Pair(PairText),
+    /// Of [`Format::Ranked`].
+    Ranked(RankedText),
     /// Of [`Format::Unpaired`].
     Unpaired(UnpairedText),
     /// Of [`Format::PromptCompletion`], [`Format::Instruction`] and [`Format::Text`].
@@ -249,7 +267,7 @@ fn parse(path: &Path, raw: &RawRow, format: &mut Option<Format>) -> Result<Recor
                 let names: Vec<&str> = row.keys().map(String::as_str).take(12).collect();
                 return Err(bad(format!(
                     "expected the fields of one of: prompt, chosen, rejected | chosen, rejected | \
-                     prompt, completion, label | prompt, completion | instruction, output | text | \
+                     prompt, responses | prompt, completion, label | prompt, completion | instruction, output | text | \
                      prompt; got {}",
                     if names.is_empty() { "none".into() } else { names.join(", ") }
                 )));
@@ -287,6 +305,10 @@ fn record(format: Format, fields: &Fields) -> Result<Record> {
                     .number("target_prob", "a number in [0, 1]", |x| (0.0..=1.0).contains(&x))?,
             })
         }
+        Format::Ranked => Record::Ranked(RankedText {
+            prompt: fields.text("prompt")?.into(),
+            responses: fields.ranked("responses", "ranks")?,
+        }),
         Format::Unpaired => Record::Unpaired(UnpairedText {
             prompt: fields.text("prompt")?.into(),
             completion: fields.filled("completion")?.into(),

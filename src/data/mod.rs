@@ -5,7 +5,7 @@
 //! | a file's rows as bytes, with line numbers and bounds | [`source`] |
 //! | rows as records: [`Table`] | [`formats`], [`prompt`] |
 //! | texts as ids and back | [`tokenizer`] |
-//! | records as tokenised, truncated examples | [`examples`] |
+//! | records as tokenised, truncated examples | [`examples`], [`preferences`] |
 //! | a file's examples, made on demand: [`Dataset`] | [`dataset`] |
 //!
 //! There is no padding and so no mask: an example is a prompt and its completions, and what is
@@ -38,6 +38,7 @@ pub mod examples;
 mod expansion;
 mod fields;
 pub mod formats;
+pub mod preferences;
 pub mod prompt;
 pub mod source;
 mod special;
@@ -47,4 +48,5 @@ pub mod tokenizer;
 pub use dataset::{Dataset, Dropped, Item, Options};
 pub use examples::{Example, Limits, Pair, Prompt, Side, Truncation, Unpaired};
 pub use formats::{Format, ReadOptions, Record, Row, Skipped, Table};
+pub use preferences::{Preference, Ranked, Response};
 pub use tokenizer::Tokenizer;

@@ -18,6 +18,10 @@ pub struct Special {
     pub bos: Option<String>,
     /// The token that ends every completion.
     pub eos: Option<String>,
+    /// The token that fills batches up.
+    pub pad: Option<String>,
+    /// The token of what is unknown.
+    pub unk: Option<String>,
     /// Ids that end a generation, beside [`Special::eos`]'s.
     pub stop_ids: Vec<i32>,
     /// Rows of the model's embedding: every id is below.
@@ -45,7 +49,12 @@ impl Special {
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
             let path = folder.join(name);
             let Some(json) = read_json(&path)? else { continue };
-            for (key, slot) in [("bos_token", &mut special.bos), ("eos_token", &mut special.eos)] {
+            for (key, slot) in [
+                ("bos_token", &mut special.bos),
+                ("eos_token", &mut special.eos),
+                ("pad_token", &mut special.pad),
+                ("unk_token", &mut special.unk),
+            ] {
                 if slot.is_none() {
                     *slot = token(&path, &json, key)?;
                 }

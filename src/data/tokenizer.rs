@@ -38,6 +38,7 @@ pub struct Tokenizer {
     path: PathBuf,
     bos: Option<i32>,
     eos: Option<(i32, String)>,
+    filler: Option<(i32, String)>,
     stop_ids: Vec<i32>,
     vocab: usize,
     adds_bos: bool,
@@ -102,7 +103,8 @@ impl Tokenizer {
             },
         };
         // A name in a text is read as its token only if it was added; transformers adds it too.
-        let names = [special.bos.filter(|_| bos.is_some()), eos.as_ref().map(|e| e.1.clone())];
+        let names =
+            [special.bos.clone().filter(|_| bos.is_some()), eos.as_ref().map(|e| e.1.clone())];
         let known = inner.get_added_tokens_decoder();
         let missing: Vec<_> = names
             .into_iter()
@@ -120,9 +122,15 @@ impl Tokenizer {
         stop_ids.sort_unstable();
         stop_ids.dedup();
         let vocab = special.vocab_size.unwrap_or_else(|| inner.get_vocab_size(true));
+        let filler =
+            [special.pad, special.unk, special.bos].into_iter().flatten().find_map(|name| {
+                let id = inner.token_to_id(&name).filter(|&id| (id as usize) < vocab);
+                let id = id.and_then(|id| i32::try_from(id).ok())?;
+                (!stop_ids.contains(&id)).then_some((id, name))
+            });
         let (adds_bos, expansion) = (false, None);
         let mut tokenizer =
-            Tokenizer { inner, path, bos, eos, stop_ids, vocab, adds_bos, expansion };
+            Tokenizer { inner, path, bos, eos, filler, stop_ids, vocab, adds_bos, expansion };
         let empty = tokenizer.raw("", true)?;
         tokenizer.adds_bos = bos.is_some_and(|id| empty.first() == Some(&id));
         if let Ok(json) = serde_json::from_str(json) {
@@ -150,6 +158,13 @@ impl Tokenizer {
     /// The text of [`Tokenizer::eos`].
     pub fn eos_text(&self) -> Option<&str> {
         self.eos.as_ref().map(|eos| eos.1.as_str())
+    }
+
+    /// A token that can fill a batch up, and its name: it ends no text, so that the last token of a
+    /// filled text can be told by it. The tokenizer's own pad token, else that of what is unknown,
+    /// else the one that begins texts.
+    pub fn filler(&self) -> Option<(i32, &str)> {
+        self.filler.as_ref().map(|(id, name)| (*id, name.as_str()))
     }
 
     /// Every id that ends a generation, ascending.
@@ -228,12 +243,26 @@ impl Tokenizer {
         prompt: &str,
         completions: [&str; N],
     ) -> Result<(Vec<i32>, [Vec<i32>; N])> {
+        let (prompt, mut all) = self.many(prompt, &completions)?;
+        Ok((prompt, std::array::from_fn(|i| std::mem::take(&mut all[i]))))
+    }
+
+    /// [`Tokenizer::completions`] of as many as there are.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn many(
+        &self,
+        prompt: &str,
+        completions: &[impl AsRef<str>],
+    ) -> Result<(Vec<i32>, Vec<Vec<i32>>)> {
         let mut prompt_ids = self.encode(prompt)?;
-        let mut tails = [const { Vec::new() }; N];
-        for (tail, completion) in tails.iter_mut().zip(completions) {
-            *tail = self.encode(&format!("{prompt}{}", self.ended(completion)))?;
-            let common = prompt_ids.iter().zip(&*tail).take_while(|(a, b)| a == b).count();
+        let mut tails = Vec::with_capacity(completions.len());
+        for completion in completions {
+            let tail = self.encode(&format!("{prompt}{}", self.ended(completion.as_ref())))?;
+            let common = prompt_ids.iter().zip(&tail).take_while(|(a, b)| a == b).count();
             prompt_ids.truncate(common);
+            tails.push(tail);
         }
         for tail in &mut tails {
             tail.drain(..prompt_ids.len());

@@ -75,38 +75,50 @@ impl BradleyTerry {
 pub struct RankedOutput {
     /// The mean over the pairs.
     pub loss: f64,
-    /// Its derivative with respect to each score; they sum to zero.
+    /// Its derivative with respect to each score; without a centre term they sum to zero.
     pub dscores: Vec<f64>,
     /// The pairs of unequal rank.
     pub pairs: usize,
     /// Those of them whose better response has the larger score, strictly.
     pub accurate: usize,
+    /// The mean lead of the better response's score.
+    pub margin: f64,
 }
 
-/// Bradley-Terry on all pairs of K ranked responses to one prompt, divided by the pairs kept.
-///
-/// Ouyang et al. 2022 (arXiv:2203.02155), equation 1. A smaller rank is better; responses of equal rank
-/// make no pair. `None` where no pair is left: such a prompt is dropped and counted.
+impl BradleyTerry {
+    /// The loss on all pairs of K ranked responses to one prompt, divided by the pairs kept.
+    ///
+    /// Ouyang et al. 2022 (arXiv:2203.02155), equation 1. A smaller rank is better; responses of equal
+    /// rank make no pair. `None` where no pair is left: such a prompt is dropped and counted.
+    pub fn ranked(&self, scores: &[f64], ranks: &[usize]) -> Result<Option<RankedOutput>> {
+        if scores.len() != ranks.len() {
+            let (expected, got) = (format!("{} ranks", scores.len()), ranks.len().to_string());
+            return Err(Error::shape("ranked", expected, got));
+        }
+        let k = scores.len();
+        let ordered = (0..k).flat_map(|i| (0..k).map(move |j| (i, j)));
+        let kept: Vec<_> = ordered.filter(|&(i, j)| ranks[i] < ranks[j]).collect();
+        if kept.is_empty() {
+            return Ok(None);
+        }
+        let (n, dscores) = (kept.len() as f64, vec![0.0; k]);
+        let mut out =
+            RankedOutput { loss: 0.0, dscores, pairs: kept.len(), accurate: 0, margin: 0.0 };
+        for (better, worse) in kept {
+            let (chosen_score, rejected_score) = (scores[better], scores[worse]);
+            let x = ScoreInputs { chosen_score, rejected_score, ..ScoreInputs::default() };
+            let pair = self.value_and_gradient(&x)?;
+            out.loss += pair.loss / n;
+            out.dscores[better] += pair.dchosen / n;
+            out.dscores[worse] += pair.drejected / n;
+            out.accurate += usize::from(pair.accurate);
+            out.margin += (chosen_score - rejected_score) / n;
+        }
+        Ok(Some(out))
+    }
+}
+
+/// [`BradleyTerry::ranked`] without a centre term.
 pub fn ranked(scores: &[f64], ranks: &[usize]) -> Result<Option<RankedOutput>> {
-    if scores.len() != ranks.len() {
-        let (expected, got) = (format!("{} ranks", scores.len()), ranks.len().to_string());
-        return Err(Error::shape("ranked", expected, got));
-    }
-    let k = scores.len();
-    let ordered = (0..k).flat_map(|i| (0..k).map(move |j| (i, j)));
-    let kept: Vec<_> = ordered.filter(|&(i, j)| ranks[i] < ranks[j]).collect();
-    if kept.is_empty() {
-        return Ok(None);
-    }
-    let n = kept.len() as f64;
-    let mut out = RankedOutput { loss: 0.0, dscores: vec![0.0; k], pairs: kept.len(), accurate: 0 };
-    for (better, worse) in kept {
-        let d = scores[better] - scores[worse];
-        let g = sigmoid(-d) / n;
-        out.loss += softplus(-d) / n;
-        out.dscores[better] -= g;
-        out.dscores[worse] += g;
-        out.accurate += usize::from(d > 0.0);
-    }
-    Ok(Some(out))
+    BradleyTerry::default().ranked(scores, ranks)
 }

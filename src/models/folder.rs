@@ -52,6 +52,8 @@ pub struct ModelFolder {
     pub json: Map<String, Value>,
     /// config.json to the letter.
     pub(super) text: String,
+    /// Files that are saved with the model in the place of the folder's own.
+    pub(super) companions: Vec<(&'static str, String)>,
 }
 
 impl ModelFolder {
@@ -85,7 +87,8 @@ impl ModelFolder {
         let (architecture, config) = config::read(&fields)?;
         let head = head(&fields, architecture)?;
         let dtype = DType::F32;
-        Ok(ModelFolder { path: path.into(), architecture, config, head, dtype, json, text })
+        let (path, companions) = (path.into(), Vec::new());
+        Ok(ModelFolder { path, architecture, config, head, dtype, json, text, companions })
     }
 
     /// Reads the weights by name. Files and table must hold the same tensors in the same shapes;
@@ -133,10 +136,14 @@ fn head(fields: &Fields, architecture: Architecture) -> Result<Head> {
     Ok(head)
 }
 
+/// An object the way config.json is written.
+pub fn json_text(path: &Path, json: &Map<String, Value>) -> Result<String> {
+    let text = serde_json::to_string_pretty(json);
+    Ok(text.map_err(|e| Error::file(path, one_line(&e.to_string())))? + "\n")
+}
+
 /// Writes an object the way config.json is written.
 pub fn write_json(path: &Path, json: Map<String, Value>) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(&Value::Object(json))
-        .map_err(|e| Error::file(path, one_line(&e.to_string())))?;
-    text.push('\n');
+    let text = json_text(path, &json)?;
     write_atomically(path, |out| out.write_all(text.as_bytes()).map_err(|e| Error::io(path, e)))
 }

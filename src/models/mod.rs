@@ -15,6 +15,7 @@ mod qwen2;
 mod qwen3;
 mod safetensors;
 mod save;
+mod scoring;
 mod write;
 
 pub use config::SpecialTokens;
@@ -23,6 +24,7 @@ pub use init::{fill_normal, init_weights};
 pub use load::Allow;
 pub use safetensors::{TensorFile, TensorInfo};
 pub use save::{SaveOptions, save};
+pub use scoring::ScoreInit;
 pub use write::{NamedTensor, write_atomically, write_tensors};
 
 /// A kind of decoder, as `model_type` in config.json names it.

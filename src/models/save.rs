@@ -62,7 +62,7 @@ pub fn save<T: Element>(
     let dest = dest.as_ref();
     fs::create_dir_all(dest).map_err(|e| Error::io(dest, e))?;
     if dest.canonicalize().ok() != source.path.canonicalize().ok() {
-        copy_companions(&source.path, dest)?;
+        copy_companions(source, dest)?;
     }
     let dtype = options.dtype.unwrap_or(source.dtype);
     let arena = match weights.arena().as_slice() {
@@ -149,9 +149,15 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-fn copy_companions(source: &Path, dest: &Path) -> Result<()> {
-    for name in COMPANIONS {
-        let from = source.join(name);
+fn copy_companions(source: &ModelFolder, dest: &Path) -> Result<()> {
+    for (name, text) in &source.companions {
+        let path = dest.join(name);
+        let text = text.as_bytes();
+        write_atomically(&path, |out| out.write_all(text).map_err(|e| Error::io(&path, e)))?;
+    }
+    let changed = |name: &str| source.companions.iter().any(|(changed, _)| *changed == name);
+    for name in COMPANIONS.into_iter().filter(|name| !changed(name)) {
+        let from = source.path.join(name);
         if fs::metadata(&from).is_ok_and(|m| m.is_file()) {
             let mut file = open_regular(&from)?;
             write_atomically(dest.join(name), |mut out| {
@@ -164,7 +170,11 @@ fn copy_companions(source: &Path, dest: &Path) -> Result<()> {
 }
 
 /// config.json with the fields that must change, or `None` where none must.
-fn changed_config(source: &ModelFolder, dtype: DType, head: Head) -> Option<Map<String, Value>> {
+pub fn changed_config(
+    source: &ModelFolder,
+    dtype: DType,
+    head: Head,
+) -> Option<Map<String, Value>> {
     let mut json = source.json.clone();
     for key in ["torch_dtype", "dtype"] {
         if let Some(value) = json.get_mut(key)

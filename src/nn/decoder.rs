@@ -8,6 +8,9 @@ use crate::ops::rope::RopeTable;
 use crate::ops::{Mode, embedding, rmsnorm};
 use crate::{Element, Real, Result, Tensor};
 
+/// The name of a score's weights.
+pub const SCORE: &str = "score.weight";
+
 /// The trunk of a Llama-family decoder: embedding, blocks, last norm. Heads stand on its hidden
 /// states; see [`LmHead`](super::LmHead).
 ///
@@ -20,6 +23,7 @@ pub struct Decoder {
     blocks: Vec<Block>,
     norm: ParamId,
     lm_head: ParamId,
+    score: Option<ParamId>,
 }
 
 /// A [`Layout`] on the device, with what every block needs of it.
@@ -66,17 +70,28 @@ enum SavedInput<T: Element> {
 impl Decoder {
     /// The structure and the table of its parameters under their Hugging Face names.
     pub fn new(config: DecoderConfig) -> Result<(Decoder, Arc<ParamTable>)> {
+        Self::build(config, false)
+    }
+
+    /// The structure of a reward or value model: a row of weights, `score.weight`, stands in the
+    /// place of the language head. See [`scalar_head`](super::scalar_head).
+    pub fn scoring(config: DecoderConfig) -> Result<(Decoder, Arc<ParamTable>)> {
+        Self::build(config, true)
+    }
+
+    fn build(config: DecoderConfig, scoring: bool) -> Result<(Decoder, Arc<ParamTable>)> {
         config.validate()?;
         let mut table = ParamTable::default();
         let embed = table.matrix("model.embed_tokens.weight", config.vocab, config.hidden);
         let blocks = (0..config.layers).map(|i| Block::new(&mut table, &config, i)).collect();
         let norm = table.vector("model.norm.weight", config.hidden);
-        let lm_head = match config.tied {
+        let lm_head = match config.tied || scoring {
             true => embed,
             false => table.matrix("lm_head.weight", config.vocab, config.hidden),
         };
+        let score = scoring.then(|| table.matrix(SCORE, 1, config.hidden));
         let inv_freq = config.rope.inv_freq(config.head_dim);
-        Ok((Decoder { config, inv_freq, embed, blocks, norm, lm_head }, Arc::new(table)))
+        Ok((Decoder { config, inv_freq, embed, blocks, norm, lm_head, score }, Arc::new(table)))
     }
 
     /// Its shape.
@@ -84,9 +99,15 @@ impl Decoder {
         &self.config
     }
 
-    /// The matrix `[V, H]` of the language head; the embedding where they are tied.
+    /// The matrix `[V, H]` of the language head; the embedding where they are tied, or where there
+    /// is a score in its place.
     pub fn lm_head(&self) -> ParamId {
         self.lm_head
+    }
+
+    /// The weights `[1, H]` of the score, in a decoder that was made for [scoring](Self::scoring).
+    pub fn score(&self) -> Option<ParamId> {
+        self.score
     }
 
     /// Brings a layout to the device. Every token must be in the vocabulary.

@@ -4,7 +4,8 @@ use crate::{Error, Result};
 /// Where every token of a batch stands: there is no padding, so there is nothing to mask.
 ///
 /// A *sequence* is a run of scored tokens (a completion); sequences are numbered in the order in
-/// which they were pushed. The last token of a sequence predicts nothing and is no input.
+/// which they were pushed. The last token of a sequence predicts nothing and is no input, unless the
+/// layout is a [whole](LayoutBuilder::whole) one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Layout {
     /// Input token of each of the T rows.
@@ -13,7 +14,7 @@ pub struct Layout {
     pub positions: Vec<i32>,
     /// Attention: which rows see which. They cover the T rows in order, without gaps.
     pub segments: Vec<Segment>,
-    /// `[N]` the hidden row that predicts each scored token.
+    /// `[N]` the hidden row that predicts each scored token; in a whole layout, the token's own.
     pub rows: Vec<i32>,
     /// `[N]` the scored tokens.
     pub targets: Vec<i32>,
@@ -37,6 +38,20 @@ impl Layout {
         self.cu_scored[s] as usize..self.cu_scored[s + 1] as usize
     }
 
+    /// The hidden row of the last scored token of each sequence.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a sequence has no scored token.
+    pub fn last_rows(&self) -> Result<Vec<i32>> {
+        (0..self.sequences())
+            .map(|s| {
+                let last = self.rows[self.scored_of(s)].last().copied();
+                let expected = || Error::shape("layout", "a token in every completion", "none");
+                last.ok_or_else(expected)
+            })
+            .collect()
+    }
+
     /// Checks that every token is a row of a vocabulary of `vocab`.
     pub fn check_vocab(&self, vocab: usize) -> Result<()> {
         for (row, &id) in self.tokens.iter().chain(&self.targets).enumerate() {
@@ -52,6 +67,7 @@ impl Layout {
 #[derive(Clone, Debug)]
 pub struct LayoutBuilder {
     layout: Layout,
+    whole: bool,
 }
 
 impl Default for LayoutBuilder {
@@ -63,20 +79,28 @@ impl Default for LayoutBuilder {
 impl LayoutBuilder {
     /// An empty batch.
     pub fn new() -> Self {
-        LayoutBuilder { layout: Layout { cu_scored: vec![0], ..Layout::default() } }
+        let layout = Layout { cu_scored: vec![0], ..Layout::default() };
+        LayoutBuilder { layout, whole: false }
+    }
+
+    /// An empty batch of whole sequences, for heads that judge a token once it is there: the last
+    /// token is an input too, and the row of a scored token is its own.
+    pub fn whole() -> Self {
+        LayoutBuilder { whole: true, ..Self::new() }
     }
 
     /// One sequence on its own copy of its prompt. Without a prompt the first token of the
-    /// completion is not scored: nothing predicts it.
+    /// completion is not scored: nothing predicts it (in a whole layout it is).
     pub fn push(&mut self, prompt: &[i32], completion: &[i32]) {
         let start = self.layout.tokens.len();
         let tokens = prompt.iter().chain(completion);
-        let len = (prompt.len() + completion.len()).saturating_sub(1);
+        let back = usize::from(!self.whole);
+        let len = (prompt.len() + completion.len()).saturating_sub(back);
         self.inputs(tokens.take(len).copied(), 0, start, 0);
-        let first_scored = prompt.len().max(1);
+        let first_scored = prompt.len().max(back);
         let skipped = first_scored - prompt.len();
         for (i, &target) in completion.iter().enumerate().skip(skipped) {
-            self.score((start + prompt.len() + i - 1) as i32, target);
+            self.score((start + prompt.len() + i - back) as i32, target);
         }
         self.end_sequence();
     }
@@ -92,10 +116,11 @@ impl LayoutBuilder {
         self.inputs(prompt.iter().copied(), 0, 0, 0);
         for completion in completions {
             let start = self.layout.tokens.len();
-            let len = completion.len().saturating_sub(1);
+            let back = usize::from(!self.whole);
+            let len = completion.len().saturating_sub(back);
             self.inputs(completion[..len].iter().copied(), prompt.len(), prefix, prompt.len());
             for (i, &target) in completion.iter().enumerate() {
-                let row = if i == 0 { prefix + prompt.len() - 1 } else { start + i - 1 };
+                let row = if i < back { prefix + prompt.len() - 1 } else { start + i - back };
                 self.score(row as i32, target);
             }
             self.end_sequence();
@@ -172,5 +197,20 @@ mod tests {
         assert_eq!(layout.targets, [5, 2, 4, 2]);
         assert_eq!(layout.rows, [0, 1, 3, 4]);
         assert_eq!(layout.cu_scored, [0, 2, 4]);
+    }
+    #[test]
+    fn whole_sequences_have_their_last_token_and_own_rows() {
+        let mut builder = LayoutBuilder::whole();
+        builder.push_shared(&[1, 5], &[&[7, 8, 2], &[9]]);
+        builder.push(&[], &[3, 4]);
+        let layout = builder.finish().unwrap();
+        assert_eq!(layout.tokens, [1, 5, 7, 8, 2, 9, 3, 4]);
+        assert_eq!(layout.positions, [0, 1, 2, 3, 4, 2, 0, 1]);
+        assert_eq!(layout.rows, [2, 3, 4, 5, 6, 7]);
+        assert_eq!(layout.cu_scored, [0, 3, 4, 6]);
+        assert_eq!(layout.last_rows().unwrap(), [4, 5, 7]);
+        let mut builder = LayoutBuilder::whole();
+        builder.push(&[1], &[]);
+        assert!(builder.finish().unwrap().last_rows().is_err());
     }
 }

@@ -6,11 +6,13 @@ mod decoder;
 mod layout;
 mod linear;
 mod lm_head;
+pub mod scalar_head;
 mod weights;
 
 pub use crate::ops::attention::Segment;
 pub use config::{DecoderConfig, RopeConfig, RopeScaling};
-pub use decoder::{Batch, Decoder, Keep, KvCache, Saved};
+pub use decoder::{Batch, Decoder, Keep, KvCache, SCORE, Saved};
 pub use layout::{Layout, LayoutBuilder};
 pub use lm_head::{Chunk, LmHead};
+pub use scalar_head::{ScoreAt, Scorer};
 pub use weights::{ParamId, ParamInfo, ParamTable, Weights};

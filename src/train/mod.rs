@@ -5,6 +5,7 @@ mod checkpoint;
 mod config;
 mod metrics;
 mod optimizer;
+mod scores;
 mod session;
 mod step;
 mod trainer;

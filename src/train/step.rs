@@ -38,6 +38,9 @@ impl<T: Real> Policy<T> {
         scores: &mut Scores,
         grads: &mut Weights<T>,
     ) -> Result<f64> {
+        if self.decoder.score().is_some() {
+            return self.train_scores(method, micro, totals, scores, grads);
+        }
         let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
         self.score_reference(method, micro, &batch, scores)?;
         let keep = if self.checkpointing { Keep::Inputs } else { Keep::Activations };
@@ -77,6 +80,9 @@ impl<T: Real> Policy<T> {
 
     /// Scores without a gradient: what evaluation needs, `scores.reference` included.
     pub fn score(&self, method: &dyn Method, micro: &MicroBatch) -> Result<Scores> {
+        if self.decoder.score().is_some() {
+            return self.give_scores(micro);
+        }
         let mut scores = Scores::default();
         let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
         self.score_reference(method, micro, &batch, &mut scores)?;

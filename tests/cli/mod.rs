@@ -7,6 +7,7 @@ mod losses;
 mod models;
 mod options;
 mod resume;
+mod reward;
 mod rlaif;
 mod traces;
 mod training;

@@ -1,5 +1,7 @@
 //! Twenty steps beside TRL's own, metric by metric.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::collimate;
@@ -7,11 +9,15 @@ use crate::shared::shared;
 
 /// Runs the settings of the golden traces on the first 160 rows and compares every metric.
 fn compare(trace: &str, command: &str) {
-    let (Some(golden), Some(data), Some(model)) = (
-        shared(&format!("golden/{trace}.json")),
-        shared("data/hh-helpful/train.jsonl"),
-        shared("models/stories260K"),
-    ) else {
+    if let Some(golden) = shared(&format!("golden/{trace}.json")) {
+        compare_with(&golden, command);
+    }
+}
+
+fn compare_with(golden: &Path, command: &str) {
+    let (Some(data), Some(model)) =
+        (shared("data/hh-helpful/train.jsonl"), shared("models/stories260K"))
+    else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -39,7 +45,10 @@ fn compare(trace: &str, command: &str) {
             let theirs = theirs.as_f64().unwrap();
             let Some(value) = ours[name].as_f64() else { panic!("no {name} in {ours}") };
             // Rewards and losses start at 0 or ln 2; the rest is of any size.
-            let absolute = name == "loss" || name.starts_with("rewards/");
+            let absolute = name == "loss"
+                || name.starts_with("rewards/")
+                || name.ends_with("_reward")
+                || name == "margin";
             let error =
                 (value - theirs).abs() / if absolute { 1.0 } else { theirs.abs().max(1e-9) };
             assert!(error <= 1e-4, "step {}: {name}: {value}, TRL {theirs}", ours["step"]);
@@ -60,4 +69,10 @@ fn ipo() {
 #[test]
 fn sft() {
     compare("sft", "sft");
+}
+
+#[test]
+fn reward() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    compare_with(&fixtures.join("trl_reward.json"), "reward");
 }

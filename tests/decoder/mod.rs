@@ -2,6 +2,7 @@
 //! own decoding, and against values of transformers.
 
 mod golden;
+mod scores;
 
 use collimate::nn::{
     Decoder, DecoderConfig, Keep, KvCache, Layout, LayoutBuilder, LmHead, RopeConfig, RopeScaling,

@@ -1,10 +1,12 @@
 //! Training methods: what examples become layouts, and what log-probs become coefficients.
 
 mod paired;
+mod reward;
 mod sft;
 mod unpaired;
 
 pub use paired::Paired;
+pub use reward::Reward;
 pub use sft::Sft;
 pub use unpaired::Unpaired;
 
@@ -71,7 +73,7 @@ pub struct SequenceLoss {
 /// What the head's gradients are multiplied by.
 #[derive(Clone, Debug)]
 pub enum Coefficients {
-    /// dL/d(sum of log-probs) of each sequence.
+    /// dL/d(sum of log-probs) of each sequence; under a scalar head, dL/d(score).
     Sequences(Vec<f64>),
     /// dL/d(log-prob) of each scored token.
     Tokens(Vec<f64>),
@@ -131,6 +133,8 @@ pub struct Scores {
     pub tokens: Vec<usize>,
     /// Policy minus reference over the mismatched sequences.
     pub mismatched: Vec<f64>,
+    /// Under a scalar head, the score of each sequence's last token; then all else is empty.
+    pub scores: Vec<f64>,
 }
 
 impl Scores {
