@@ -298,6 +298,75 @@ int32_t collimate_gather_rows_backward(
     int64_t groups, int64_t columns, int64_t source_rows, int64_t out_stride, int64_t source_stride, int32_t dtype,
     int32_t *error, void *stream);
 
+/* ------------------------------------------------------------------------------------------------------------------
+ * attention: out = softmax(scale q k^T) v, head by head; causal over segments of rows, with shared prefixes and grouped
+ * queries: query head h reads key head h / (heads / kv_heads). What sees what is a list of blocks on the device, of any
+ * order: longest first is fastest.
+ *
+ * Accuracy: float32 statistics and sums; 16-bit probabilities where 16-bit matrix instructions take them. A query's
+ * result depends on the keys that it sees and their order alone: not on whether its prefix is shared, nor on the batch.
+ */
+
+#define COLLIMATE_ATTENTION_BLOCK 128 /* most rows of a block */
+
+/* Queries `row` .. `row + count` of one segment, `first` of whose queries come before. Query i sees the key rows
+ * prefix_start .. prefix_start + prefix_len, then kv_start .. kv_start + first + i, the last included. */
+typedef struct {
+    int32_t row, count, first;
+    int32_t kv_start, prefix_start, prefix_len;
+} collimate_attention_queries;
+
+/* Keys `row` .. `row + count`, which the queries of readers[first_reader .. first_reader + readers] see. */
+typedef struct {
+    int32_t row, count;
+    int32_t first_reader, readers;
+} collimate_attention_keys;
+
+/* Queries `row` .. `row + count`. Query i sees key j of the block where i >= j, or where `causal` is 0. */
+typedef struct {
+    int32_t row, count;
+    int32_t causal;
+} collimate_attention_reader;
+
+typedef struct {
+    const void *q; /* [rows, heads head_dim], stride q_stride */
+    const void *k; /* [kv_rows, kv_heads head_dim], stride kv_stride */
+    const void *v; /* [kv_rows, kv_heads head_dim], stride kv_stride */
+    int64_t q_stride, kv_stride;
+    int64_t heads, kv_heads, head_dim;
+    float scale;
+    int32_t dtype;
+} collimate_attention_inputs;
+
+int32_t collimate_attention_forward(
+    void *out,                                   /* [rows, heads head_dim] =, stride out_stride */
+    float *lse,                                  /* [rows, heads] =  natural, stride lse_stride; NULL: not wanted */
+    const collimate_attention_inputs *inputs,
+    const collimate_attention_queries *queries,  /* [query_blocks], each row of out in one block */
+    int64_t query_blocks, int64_t out_stride, int64_t lse_stride, void *stream);
+
+typedef struct {
+    void *dq;         /* [rows, heads head_dim] = */
+    void *dk;         /* [kv_rows, kv_heads head_dim] = */
+    void *dv;         /* [kv_rows, kv_heads head_dim] = */
+    const void *dout; /* [rows, heads head_dim], stride dout_stride */
+    const void *out;  /* [rows, heads head_dim], stride out_stride, of forward */
+    const float *lse; /* [rows, heads], stride lse_stride, of forward */
+    int64_t dq_stride, dkv_stride, dout_stride, out_stride, lse_stride;
+} collimate_attention_gradients;
+
+int64_t collimate_attention_backward_workspace(int64_t rows, int64_t heads);
+
+/* dq by blocks of queries, dk and dv by blocks of keys: their sums go over the query heads of a group, then over the
+ * readers in their order. */
+int32_t collimate_attention_backward(
+    const collimate_attention_gradients *gradients, const collimate_attention_inputs *inputs,
+    const collimate_attention_queries *queries, /* [query_blocks], as in forward */
+    const collimate_attention_keys *keys,       /* [key_blocks], each row of dk in one block */
+    const collimate_attention_reader *readers,
+    int64_t rows, int64_t query_blocks, int64_t key_blocks,
+    void *workspace, int64_t workspace_bytes, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -153,6 +153,7 @@ void sequence_sum();
 void preference_loss();
 void kto_loss();
 void gather_rows();
+void attention();
 void planted_right_forms();
 void planted_reports();
 // Runs the wrong kernel of that name; 0 if nothing was seen.

@@ -2,6 +2,7 @@
 
 pub const COLLIMATE_IGNORE: i32 = -100;
 pub const COLLIMATE_PREFERENCE_TERMS: u32 = 8;
+pub const COLLIMATE_ATTENTION_BLOCK: u32 = 128;
 pub const COLLIMATE_F32: collimate_dtype = 0;
 pub const COLLIMATE_BF16: collimate_dtype = 1;
 pub const COLLIMATE_F16: collimate_dtype = 2;
@@ -443,6 +444,211 @@ unsafe extern "C" {
         source_stride: i64,
         dtype: i32,
         error: *mut i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct collimate_attention_queries {
+    pub row: i32,
+    pub count: i32,
+    pub first: i32,
+    pub kv_start: i32,
+    pub prefix_start: i32,
+    pub prefix_len: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_attention_queries"]
+        [::core::mem::size_of::<collimate_attention_queries>() - 24usize];
+    ["Alignment of collimate_attention_queries"]
+        [::core::mem::align_of::<collimate_attention_queries>() - 4usize];
+    ["Offset of field: collimate_attention_queries::row"]
+        [::core::mem::offset_of!(collimate_attention_queries, row) - 0usize];
+    ["Offset of field: collimate_attention_queries::count"]
+        [::core::mem::offset_of!(collimate_attention_queries, count) - 4usize];
+    ["Offset of field: collimate_attention_queries::first"]
+        [::core::mem::offset_of!(collimate_attention_queries, first) - 8usize];
+    ["Offset of field: collimate_attention_queries::kv_start"]
+        [::core::mem::offset_of!(collimate_attention_queries, kv_start) - 12usize];
+    ["Offset of field: collimate_attention_queries::prefix_start"]
+        [::core::mem::offset_of!(collimate_attention_queries, prefix_start) - 16usize];
+    ["Offset of field: collimate_attention_queries::prefix_len"]
+        [::core::mem::offset_of!(collimate_attention_queries, prefix_len) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct collimate_attention_keys {
+    pub row: i32,
+    pub count: i32,
+    pub first_reader: i32,
+    pub readers: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_attention_keys"]
+        [::core::mem::size_of::<collimate_attention_keys>() - 16usize];
+    ["Alignment of collimate_attention_keys"]
+        [::core::mem::align_of::<collimate_attention_keys>() - 4usize];
+    ["Offset of field: collimate_attention_keys::row"]
+        [::core::mem::offset_of!(collimate_attention_keys, row) - 0usize];
+    ["Offset of field: collimate_attention_keys::count"]
+        [::core::mem::offset_of!(collimate_attention_keys, count) - 4usize];
+    ["Offset of field: collimate_attention_keys::first_reader"]
+        [::core::mem::offset_of!(collimate_attention_keys, first_reader) - 8usize];
+    ["Offset of field: collimate_attention_keys::readers"]
+        [::core::mem::offset_of!(collimate_attention_keys, readers) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct collimate_attention_reader {
+    pub row: i32,
+    pub count: i32,
+    pub causal: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_attention_reader"]
+        [::core::mem::size_of::<collimate_attention_reader>() - 12usize];
+    ["Alignment of collimate_attention_reader"]
+        [::core::mem::align_of::<collimate_attention_reader>() - 4usize];
+    ["Offset of field: collimate_attention_reader::row"]
+        [::core::mem::offset_of!(collimate_attention_reader, row) - 0usize];
+    ["Offset of field: collimate_attention_reader::count"]
+        [::core::mem::offset_of!(collimate_attention_reader, count) - 4usize];
+    ["Offset of field: collimate_attention_reader::causal"]
+        [::core::mem::offset_of!(collimate_attention_reader, causal) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct collimate_attention_inputs {
+    pub q: *const ::core::ffi::c_void,
+    pub k: *const ::core::ffi::c_void,
+    pub v: *const ::core::ffi::c_void,
+    pub q_stride: i64,
+    pub kv_stride: i64,
+    pub heads: i64,
+    pub kv_heads: i64,
+    pub head_dim: i64,
+    pub scale: f32,
+    pub dtype: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_attention_inputs"]
+        [::core::mem::size_of::<collimate_attention_inputs>() - 72usize];
+    ["Alignment of collimate_attention_inputs"]
+        [::core::mem::align_of::<collimate_attention_inputs>() - 8usize];
+    ["Offset of field: collimate_attention_inputs::q"]
+        [::core::mem::offset_of!(collimate_attention_inputs, q) - 0usize];
+    ["Offset of field: collimate_attention_inputs::k"]
+        [::core::mem::offset_of!(collimate_attention_inputs, k) - 8usize];
+    ["Offset of field: collimate_attention_inputs::v"]
+        [::core::mem::offset_of!(collimate_attention_inputs, v) - 16usize];
+    ["Offset of field: collimate_attention_inputs::q_stride"]
+        [::core::mem::offset_of!(collimate_attention_inputs, q_stride) - 24usize];
+    ["Offset of field: collimate_attention_inputs::kv_stride"]
+        [::core::mem::offset_of!(collimate_attention_inputs, kv_stride) - 32usize];
+    ["Offset of field: collimate_attention_inputs::heads"]
+        [::core::mem::offset_of!(collimate_attention_inputs, heads) - 40usize];
+    ["Offset of field: collimate_attention_inputs::kv_heads"]
+        [::core::mem::offset_of!(collimate_attention_inputs, kv_heads) - 48usize];
+    ["Offset of field: collimate_attention_inputs::head_dim"]
+        [::core::mem::offset_of!(collimate_attention_inputs, head_dim) - 56usize];
+    ["Offset of field: collimate_attention_inputs::scale"]
+        [::core::mem::offset_of!(collimate_attention_inputs, scale) - 64usize];
+    ["Offset of field: collimate_attention_inputs::dtype"]
+        [::core::mem::offset_of!(collimate_attention_inputs, dtype) - 68usize];
+};
+impl Default for collimate_attention_inputs {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+unsafe extern "C" {
+    pub fn collimate_attention_forward(
+        out: *mut ::core::ffi::c_void,
+        lse: *mut f32,
+        inputs: *const collimate_attention_inputs,
+        queries: *const collimate_attention_queries,
+        query_blocks: i64,
+        out_stride: i64,
+        lse_stride: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct collimate_attention_gradients {
+    pub dq: *mut ::core::ffi::c_void,
+    pub dk: *mut ::core::ffi::c_void,
+    pub dv: *mut ::core::ffi::c_void,
+    pub dout: *const ::core::ffi::c_void,
+    pub out: *const ::core::ffi::c_void,
+    pub lse: *const f32,
+    pub dq_stride: i64,
+    pub dkv_stride: i64,
+    pub dout_stride: i64,
+    pub out_stride: i64,
+    pub lse_stride: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_attention_gradients"]
+        [::core::mem::size_of::<collimate_attention_gradients>() - 88usize];
+    ["Alignment of collimate_attention_gradients"]
+        [::core::mem::align_of::<collimate_attention_gradients>() - 8usize];
+    ["Offset of field: collimate_attention_gradients::dq"]
+        [::core::mem::offset_of!(collimate_attention_gradients, dq) - 0usize];
+    ["Offset of field: collimate_attention_gradients::dk"]
+        [::core::mem::offset_of!(collimate_attention_gradients, dk) - 8usize];
+    ["Offset of field: collimate_attention_gradients::dv"]
+        [::core::mem::offset_of!(collimate_attention_gradients, dv) - 16usize];
+    ["Offset of field: collimate_attention_gradients::dout"]
+        [::core::mem::offset_of!(collimate_attention_gradients, dout) - 24usize];
+    ["Offset of field: collimate_attention_gradients::out"]
+        [::core::mem::offset_of!(collimate_attention_gradients, out) - 32usize];
+    ["Offset of field: collimate_attention_gradients::lse"]
+        [::core::mem::offset_of!(collimate_attention_gradients, lse) - 40usize];
+    ["Offset of field: collimate_attention_gradients::dq_stride"]
+        [::core::mem::offset_of!(collimate_attention_gradients, dq_stride) - 48usize];
+    ["Offset of field: collimate_attention_gradients::dkv_stride"]
+        [::core::mem::offset_of!(collimate_attention_gradients, dkv_stride) - 56usize];
+    ["Offset of field: collimate_attention_gradients::dout_stride"]
+        [::core::mem::offset_of!(collimate_attention_gradients, dout_stride) - 64usize];
+    ["Offset of field: collimate_attention_gradients::out_stride"]
+        [::core::mem::offset_of!(collimate_attention_gradients, out_stride) - 72usize];
+    ["Offset of field: collimate_attention_gradients::lse_stride"]
+        [::core::mem::offset_of!(collimate_attention_gradients, lse_stride) - 80usize];
+};
+impl Default for collimate_attention_gradients {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+unsafe extern "C" {
+    pub fn collimate_attention_backward_workspace(rows: i64, heads: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn collimate_attention_backward(
+        gradients: *const collimate_attention_gradients,
+        inputs: *const collimate_attention_inputs,
+        queries: *const collimate_attention_queries,
+        keys: *const collimate_attention_keys,
+        readers: *const collimate_attention_reader,
+        rows: i64,
+        query_blocks: i64,
+        key_blocks: i64,
+        workspace: *mut ::core::ffi::c_void,
+        workspace_bytes: i64,
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }

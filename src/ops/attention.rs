@@ -7,10 +7,15 @@
 //!
 //! A row's result does not depend on the rows computed beside it: the same bits come from a
 //! sequence alone or in a batch, on its own copy of a prompt or on a shared one, in training or
-//! decoded token by token against a cache, and on any number of threads.
+//! decoded token by token against a cache, and on any number of threads. On a GPU that holds but
+//! for decoding, which differs from training by rounding.
 
 mod add_up;
 mod backward;
+mod blocks;
+mod device;
+#[cfg(test)]
+mod device_tests;
 mod exp;
 mod forward;
 mod pack;
@@ -117,13 +122,12 @@ pub fn forward<T: Element>(
     out.expect(OP, "out", rows, q_cols)?;
     lse.expect(OP, "lse", rows, heads.heads)?;
     plan::check_training(OP, segments, rows)?;
-    let inputs = pack::Inputs {
-        q: qkv.cols_range(0, q_cols)?.host(OP)?,
-        k: qkv.cols_range(q_cols, kv_cols)?.host(OP)?,
-        v: qkv.cols_range(q_cols + kv_cols, kv_cols)?.host(OP)?,
-        segments,
-        heads: *heads,
-    };
+    let [q, k, v] = split(qkv, heads)?;
+    if let Some(cuda) = qkv.cuda() {
+        return device::forward(OP, cuda, [q, k, v], segments, heads, out, Some(lse));
+    }
+    let inputs =
+        pack::Inputs { q: q.host(OP)?, k: k.host(OP)?, v: v.host(OP)?, segments, heads: *heads };
     forward::run(&inputs, out.host(OP)?, Some(lse.host(OP)?));
     Ok(())
 }
@@ -159,13 +163,13 @@ pub fn backward<T: Element>(
     lse.expect(OP, "lse", rows, heads.heads)?;
     dqkv.expect(OP, "dqkv", rows, q_cols + 2 * kv_cols)?;
     plan::check_training(OP, segments, rows)?;
-    let inputs = pack::Inputs {
-        q: qkv.cols_range(0, q_cols)?.host(OP)?,
-        k: qkv.cols_range(q_cols, kv_cols)?.host(OP)?,
-        v: qkv.cols_range(q_cols + kv_cols, kv_cols)?.host(OP)?,
-        segments,
-        heads: *heads,
-    };
+    let [q, k, v] = split(qkv, heads)?;
+    if let Some(cuda) = qkv.cuda() {
+        let saved = device::Saved { dout, out, lse };
+        return device::backward(OP, cuda, [q, k, v], segments, heads, &saved, dqkv);
+    }
+    let inputs =
+        pack::Inputs { q: q.host(OP)?, k: k.host(OP)?, v: v.host(OP)?, segments, heads: *heads };
     let saved = backward::Saved { dout: dout.host(OP)?, out: out.host(OP)?, lse: lse.host(OP)? };
     backward::run(&inputs, &saved, dqkv.host(OP)?);
     Ok(())
@@ -197,8 +201,21 @@ pub fn decode<T: Element>(
     v.expect(OP, "v", k.rows(), kv_cols)?;
     out.expect(OP, "out", q.rows(), q_cols)?;
     plan::check(OP, segments, q.rows(), k.rows())?;
+    if let Some(cuda) = q.cuda() {
+        return device::forward(OP, cuda, [q, k, v], segments, heads, out, None);
+    }
     let inputs =
         pack::Inputs { q: q.host(OP)?, k: k.host(OP)?, v: v.host(OP)?, segments, heads: *heads };
     forward::run(&inputs, out.host(OP)?, None);
     Ok(())
+}
+
+/// Queries, keys and values of `qkv`.
+fn split<'a, T: Element>(qkv: View<'a, T>, heads: &Heads) -> Result<[View<'a, T>; 3]> {
+    let (q_cols, kv_cols) = (heads.q_cols(), heads.kv_cols());
+    Ok([
+        qkv.cols_range(0, q_cols)?,
+        qkv.cols_range(q_cols, kv_cols)?,
+        qkv.cols_range(q_cols + kv_cols, kv_cols)?,
+    ])
 }

@@ -4,7 +4,7 @@ use super::tile::{KEYS, ROWS};
 use super::{Heads, Segment, backward, decode, forward};
 use crate::{Element, Real, Result, View, ViewMut};
 
-fn noise(n: usize, seed: u64) -> Vec<f64> {
+pub(super) fn noise(n: usize, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -13,16 +13,16 @@ fn noise(n: usize, seed: u64) -> Vec<f64> {
     (0..n).map(|_| 3.0 * next()).collect()
 }
 
-fn cast<T: Element>(xs: &[f64]) -> Vec<T> {
+pub(super) fn cast<T: Element>(xs: &[f64]) -> Vec<T> {
     xs.iter().map(|&x| T::from_stat(T::Stat::of(x))).collect()
 }
 
-fn wide<T: Element>(xs: &[T]) -> Vec<f64> {
+pub(super) fn wide<T: Element>(xs: &[T]) -> Vec<f64> {
     xs.iter().map(|x| x.to_stat().f64()).collect()
 }
 
 /// `(q_len, prefix)`: a prefix is `(start, len)`.
-fn segments(of: &[(i32, (i32, i32))]) -> (Vec<Segment>, usize) {
+pub(super) fn segments(of: &[(i32, (i32, i32))]) -> (Vec<Segment>, usize) {
     let mut start = 0;
     let segments = of
         .iter()
@@ -163,7 +163,7 @@ impl Case {
     }
 }
 
-fn close(got: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+pub(super) fn close(got: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(got.len(), expected.len());
     for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
         let bound = tolerance * expected.abs().max(1.0);

@@ -1,0 +1,136 @@
+//! Attention on a GPU: the arguments of the kernels.
+
+use std::ffi::c_void;
+
+use super::blocks::{Keys, Queries};
+use super::{Heads, Segment};
+use crate::device::Cuda;
+use crate::ffi::{self, launch, nullable_mut, workspace};
+use crate::{Element, Error, Result, View, ViewMut};
+
+/// What the forward left, and the gradient of its output.
+pub struct Saved<'a, T: Element> {
+    /// `[T, heads head_dim]`
+    pub dout: View<'a, T>,
+    /// `[T, heads head_dim]`
+    pub out: View<'a, T>,
+    /// `[T, heads]`
+    pub lse: View<'a, T::Stat>,
+}
+
+/// See [`super::forward`] and [`super::decode`], which checked the shapes and the segments.
+pub fn forward<T: Element>(
+    op: &'static str,
+    cuda: &Cuda,
+    qkv: [View<'_, T>; 3],
+    segments: &[Segment],
+    heads: &Heads,
+    out: ViewMut<'_, T>,
+    lse: Option<ViewMut<'_, T::Stat>>,
+) -> Result<()> {
+    let inputs = inputs(op, cuda, qkv, heads)?;
+    let queries = Queries::new(cuda, segments)?;
+    let queries_at = queries.pointer(op, cuda)?;
+    let lse_stride = lse.as_ref().map_or(0, |lse| lse.stride() as i64);
+    let lse = lse.map(|lse| lse.on(op, cuda)).transpose()?;
+    let out_at: *mut c_void = out.on(op, cuda)?.cast();
+    // SAFETY: the sizes are those of the views, all on this device, and were compared; the blocks
+    // are those of segments whose rows lie in the views.
+    unsafe {
+        launch!(
+            op,
+            cuda,
+            collimate_attention_forward(
+                out_at,
+                nullable_mut(lse.map(<*mut T::Stat>::cast)),
+                &inputs,
+                queries_at,
+                queries.len(),
+                out.stride() as i64,
+                lse_stride,
+                cuda.stream(),
+            )
+        )
+    }
+}
+
+/// See [`super::backward`], which checked the shapes and the segments.
+pub fn backward<T: Element>(
+    op: &'static str,
+    cuda: &Cuda,
+    qkv: [View<'_, T>; 3],
+    segments: &[Segment],
+    heads: &Heads,
+    saved: &Saved<'_, T>,
+    mut dqkv: ViewMut<'_, T>,
+) -> Result<()> {
+    let rows = dqkv.rows() as i64;
+    let inputs = inputs(op, cuda, qkv, heads)?;
+    let (queries, keys) = (Queries::new(cuda, segments)?, Keys::new(cuda, segments)?);
+    let queries_at = queries.pointer(op, cuda)?;
+    let (keys_at, readers_at) = keys.pointers(op, cuda)?;
+    let workspace =
+        workspace!(cuda, collimate_attention_backward_workspace(rows, heads.heads as i64))?;
+    let stride = dqkv.stride() as i64;
+    let mut columns = |start: usize, cols: usize| -> Result<*mut c_void> {
+        Ok(dqkv.reborrow().cols_range(start, cols)?.on(op, cuda)?.cast())
+    };
+    let gradients = ffi::collimate_attention_gradients {
+        dq: columns(0, heads.q_cols())?,
+        dk: columns(heads.q_cols(), heads.kv_cols())?,
+        dv: columns(heads.q_cols() + heads.kv_cols(), heads.kv_cols())?,
+        dout: saved.dout.on(op, cuda)?.cast(),
+        out: saved.out.on(op, cuda)?.cast(),
+        lse: saved.lse.on(op, cuda)?.cast(),
+        dq_stride: stride,
+        dkv_stride: stride,
+        dout_stride: saved.dout.stride() as i64,
+        out_stride: saved.out.stride() as i64,
+        lse_stride: saved.lse.stride() as i64,
+    };
+    // SAFETY: as in `forward`; the gradients lie in a view of their own.
+    unsafe {
+        launch!(
+            op,
+            cuda,
+            collimate_attention_backward(
+                &gradients,
+                &inputs,
+                queries_at,
+                keys_at,
+                readers_at,
+                rows,
+                queries.len(),
+                keys.len(),
+                workspace.pointer(),
+                workspace.bytes(),
+                cuda.stream(),
+            )
+        )
+    }
+}
+
+fn inputs<T: Element>(
+    op: &'static str,
+    cuda: &Cuda,
+    [q, k, v]: [View<'_, T>; 3],
+    heads: &Heads,
+) -> Result<ffi::collimate_attention_inputs> {
+    let strides = [q, k].map(|view| view.stride() as i64);
+    if k.stride() != v.stride() {
+        let got = format!("keys at stride {}, values at {}", k.stride(), v.stride());
+        return Err(Error::shape(op, "keys and values at one stride", got));
+    }
+    Ok(ffi::collimate_attention_inputs {
+        q: q.on(op, cuda)?.cast(),
+        k: k.on(op, cuda)?.cast(),
+        v: v.on(op, cuda)?.cast(),
+        q_stride: strides[0],
+        kv_stride: strides[1],
+        heads: heads.heads as i64,
+        kv_heads: heads.kv_heads as i64,
+        head_dim: heads.head_dim as i64,
+        scale: heads.scale as f32,
+        dtype: ffi::dtype::<T>(op)?,
+    })
+}
