@@ -278,6 +278,7 @@ impl TrainArgs {
             gradient_checkpointing: self.gradient_checkpointing,
             skip_nonfinite: self.skip_nonfinite,
             precompute_ref_log_probs: false,
+            sync_ref_model: None,
         };
         config.validate()?;
         if self.max_length < 2 {

@@ -7,10 +7,10 @@ use super::train::Run;
 use super::yaml::Given;
 use crate::data::{Dataset, Pair};
 use crate::losses::{
-    Divergence, LossOptions, Normaliser, PairBatch, PairObjective, Psi, preference_loss,
+    Divergence, LossOptions, Normaliser, PairBatch, PairObjective, Psi, SlicTarget, preference_loss,
 };
-use crate::train::Method;
 use crate::train::methods::Paired;
+use crate::train::{Method, SyncRefModel};
 use crate::{Error, Result};
 
 /// Rows of `prompt, chosen, rejected`, or of `chosen, rejected` whose prompt is their common start;
@@ -45,9 +45,15 @@ pub struct Args {
     /// SLiC-HF's margin
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     slic_delta: f64,
-    /// Weight of SLiC-HF's regulariser, the chosen answer's negative log-likelihood
+    /// Weight of SLiC-HF's regulariser, the target's negative log-likelihood
     #[arg(long, default_value_t = 0.1, value_name = "X")]
     slic_lambda: f64,
+    /// SLiC-HF's target: the chosen answer, or one sampled from the initial model, once, before training
+    #[arg(long, default_value = "chosen", value_name = "TARGET")]
+    slic_target: SlicTargetName,
+    /// New tokens of a sampled target at most
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    slic_max_new_tokens: usize,
     /// Scale inside kto_paired's chosen side [default: beta]
     #[arg(long, value_name = "X")]
     kto_lambda_d: Option<f64>,
@@ -69,6 +75,15 @@ pub struct Args {
     /// Score the reference over the whole dataset once, before the first step
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     precompute_ref_log_probs: bool,
+    /// Let the reference follow the policy (TR-DPO)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    sync_ref_model: bool,
+    /// The policy's share in an updated reference, with --sync-ref-model
+    #[arg(long, default_value_t = 0.6, value_name = "X")]
+    ref_model_mixup_alpha: f64,
+    /// Steps from one update of the reference to the next, with --sync-ref-model
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    ref_model_sync_steps: usize,
     /// Both answers of a pair stand on one copy of their prompt: exact, and cheaper
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     share_prompts: bool,
@@ -83,17 +98,37 @@ enum DivergenceName {
     AlphaDivergence,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SlicTargetName {
+    Chosen,
+    Sampled,
+}
+
 /// Runs `collimate dpo`.
 pub fn run(args: Args, given: &Given) -> Result<()> {
     let objective = args.objective()?;
     let mut run = Run::new(&args.train, given)?;
     run.config.precompute_ref_log_probs = args.precompute_ref_log_probs;
+    let (steps, alpha) = (args.ref_model_sync_steps, args.ref_model_mixup_alpha);
+    run.config.sync_ref_model = args.sync_ref_model.then_some(SyncRefModel { steps, alpha });
+    run.config.validate()?;
     let share_prompts = args.share_prompts;
     let (train, held_out) = run.datasets::<Pair>(false)?;
     check_soft_labels(&objective, &train)?;
     held_out.as_ref().map_or(Ok(()), |pairs| check_soft_labels(&objective, pairs))?;
-    let method = Paired { pairs: train, objective: objective.clone(), share_prompts };
-    let held_out = held_out.map(|pairs| Paired { pairs, objective, share_prompts });
+    let tokens = args.slic_max_new_tokens;
+    let sampled = objective.needs_target_logp();
+    let mut targets = |pairs: &Dataset<Pair>, stream| {
+        sampled.then(|| run.sample_answers(pairs, tokens, stream)).transpose()
+    };
+    let (own, other) = (targets(&train, 0)?, held_out.as_ref().map(|pairs| targets(pairs, 1)));
+    let paired =
+        |pairs, targets| Paired { objective: objective.clone(), share_prompts, pairs, targets };
+    let method = paired(train, own);
+    let held_out = match held_out.zip(other) {
+        Some((pairs, targets)) => Some(paired(pairs, targets?)),
+        None => None,
+    };
     run.train(&method, held_out.as_ref().map(|m| m as &dyn Method))
 }
 
@@ -109,6 +144,7 @@ fn check_soft_labels(objective: &PairObjective, pairs: &Dataset<Pair>) -> Result
         chosen_tokens: &[1],
         rejected_tokens: &[1],
         target_probs: Some(&[p]),
+        target_logps: Some(&[0.0]),
         ..PairBatch::default()
     };
     preference_loss(objective, &batch, Normaliser::single(1)).map(drop).map_err(|e| Error::Data {
@@ -129,6 +165,10 @@ impl Args {
             psi: psi(&self.psi)?,
             slic_delta: self.slic_delta,
             slic_lambda: self.slic_lambda,
+            slic_target: match self.slic_target {
+                SlicTargetName::Chosen => SlicTarget::Chosen,
+                SlicTargetName::Sampled => SlicTarget::Sampled,
+            },
             kto_lambda_d: self.kto_lambda_d,
             kto_lambda_u: self.kto_lambda_u,
             kto_detach_kl: self.kto_detach_kl,

@@ -1,17 +1,20 @@
 //! What the training commands share: from a method to a run.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::args::{TrainArgs, TruncationName};
+use super::claim::claim;
 use super::progress::Progress;
+use super::sample::sample;
 use super::yaml::Given;
-use crate::data::{Dataset, Item, Limits, Options, ReadOptions, Tokenizer, Truncation};
+use crate::data::{Dataset, Item, Limits, Options, Pair, ReadOptions, Tokenizer, Truncation};
 use crate::device::profile;
-use crate::models::{ModelFolder, ScoreInit, write_atomically};
+use crate::generate::{GenerateOptions, Sampling};
+use crate::models::{ModelFolder, ScoreInit};
 use crate::nn::{Decoder, LmHead, Weights};
-use crate::train::{Method, Observer, Policy, Resume, TrainConfig, Trainer};
+use crate::rng::Rng;
+use crate::train::{Method, Observer, Policy, TrainConfig, Trainer};
 use crate::{Device, Error, Result};
 
 /// A model and its tokenizer, before the data is read.
@@ -59,13 +62,8 @@ impl<'a> Run<'a> {
         if self.args.max_length > limit {
             self.progress.note(&format!("max_length is {limit}, all that the model was made for"));
         }
-        let truncation = match self.args.truncation_mode {
-            TruncationName::KeepStart => Truncation::KeepStart,
-            TruncationName::KeepEnd => Truncation::KeepEnd,
-            TruncationName::Drop => Truncation::Drop,
-        };
         let options = Options {
-            limits: Limits { max_length: Some(self.args.max_length.min(limit)), truncation },
+            limits: limits(self.args, limit),
             unpair,
             read: ReadOptions { skip_bad_rows: self.args.skip_bad_rows },
         };
@@ -94,6 +92,38 @@ impl<'a> Run<'a> {
         Ok((train, held_out))
     }
 
+    /// An answer of the initial model to the prompt of each pair: the same in every run with these
+    /// settings, resumed or not.
+    pub fn sample_answers(
+        &mut self,
+        pairs: &Dataset<Pair>,
+        max_new_tokens: usize,
+        stream: u64,
+    ) -> Result<Vec<Vec<i32>>> {
+        if max_new_tokens == 0 {
+            return Err(Error::setting("slic_max_new_tokens", "at least 1", 0));
+        }
+        let prompts = (0..pairs.len()).map(|i| Ok(pairs.get(i)?.chosen_side().prompt.to_vec()));
+        let prompts = prompts.collect::<Result<Vec<Vec<i32>>>>()?;
+        let (decoder, table) = Decoder::new(self.folder.config.clone())?;
+        let weights: Weights<f32> = self.folder.load_weights(&table, &self.device)?;
+        let seed = Rng::new(self.config.seed, 1 << 42 | stream).next_u64();
+        let options = GenerateOptions {
+            sampling: Sampling { temperature: 1.0, seed, ..Sampling::greedy() },
+            max_new_tokens,
+            eos: self.tokenizer.stop_ids().to_vec(),
+            batch_size: 64,
+        };
+        self.progress.label("sampling targets");
+        let mut all = sample(&decoder, &weights, &prompts, &options, &mut self.progress)?;
+        self.progress.label("");
+        let most = pairs.limits().max_length.unwrap_or(usize::MAX);
+        for (prompt, answer) in prompts.iter().zip(&mut all) {
+            answer.truncate(most.saturating_sub(prompt.len()));
+        }
+        Ok(all)
+    }
+
     /// Says something.
     pub fn note(&mut self, message: &str) {
         self.progress.note(message);
@@ -102,7 +132,7 @@ impl<'a> Run<'a> {
     /// Trains and saves.
     pub fn train(mut self, method: &dyn Method, evaluation: Option<&dyn Method>) -> Result<()> {
         let (decoder, weights) = self.model()?;
-        self.claim_output_dir()?;
+        claim(&self.config, self.args.overwrite_output_dir, self.given)?;
         let reference = method.needs_reference().then(|| weights.clone());
         let policy = Policy {
             decoder,
@@ -143,63 +173,16 @@ impl<'a> Run<'a> {
         let (decoder, table) = Decoder::new(self.folder.config.clone())?;
         Ok((decoder, self.folder.load_weights(&table, &self.device)?))
     }
-
-    /// Makes the output directory this run's own; another run in it is only deleted on request.
-    fn claim_output_dir(&mut self) -> Result<()> {
-        let dir = &self.config.output_dir;
-        let own = |path: &Path| path.canonicalize().ok();
-        let (model, here) = (own(&self.config.model), own(dir));
-        if here.is_some() && model == here {
-            return Err(Error::file(dir, "is the model's own folder: choose another --output-dir"));
-        }
-        let (checkpoints, metrics) = (crate::train::checkpoints(dir)?, dir.join("metrics.jsonl"));
-        let resume = &self.config.resume;
-        if !resume.in_place(dir) && (metrics.exists() || !checkpoints.is_empty()) {
-            if !self.args.overwrite_output_dir {
-                return Err(Error::file(
-                    dir,
-                    "holds a run already: choose another --output-dir, go on with \
-                     `--resume-from-checkpoint auto`, or delete it with --overwrite-output-dir",
-                ));
-            }
-            if model.zip(here).is_some_and(|(model, here)| model.starts_with(here)) {
-                return Err(Error::file(dir, "holds the model: choose another --output-dir"));
-            }
-            delete_run(dir)?;
-        }
-        if let (Resume::From(path), true) = (resume, resume.in_place(dir)) {
-            let at = checkpoints.iter().position(|(_, known)| own(known) == own(path));
-            let later = at.map_or(0, |at| checkpoints.len() - at - 1);
-            if later > 0 && !self.args.overwrite_output_dir {
-                let message = format!(
-                    "holds {later} later checkpoints: choose another --output-dir, or delete them \
-                     with --overwrite-output-dir"
-                );
-                return Err(Error::file(dir, message));
-            }
-        }
-        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        let (path, text) = (dir.join("config.yaml"), self.given.to_yaml(dir)?);
-        write_atomically(&path, |out| {
-            out.write_all(text.as_bytes()).map_err(|e| Error::io(&path, e))
-        })
-    }
 }
 
-/// Deletes what a run wrote, and nothing else.
-fn delete_run(dir: &Path) -> Result<()> {
-    for (_, checkpoint) in crate::train::checkpoints(dir)? {
-        fs::remove_dir_all(&checkpoint).map_err(|e| Error::io(&checkpoint, e))?;
-    }
-    for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-        let path = entry.map_err(|e| Error::io(dir, e))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let model = name.starts_with("model") && name.contains(".safetensors");
-        if model || ["metrics.jsonl", "config.json", "config.yaml"].contains(&&*name) {
-            fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
-        }
-    }
-    Ok(())
+/// How long a sequence may be, for a model of so many positions.
+pub fn limits(args: &TrainArgs, positions: usize) -> Limits {
+    let truncation = match args.truncation_mode {
+        TruncationName::KeepStart => Truncation::KeepStart,
+        TruncationName::KeepEnd => Truncation::KeepEnd,
+        TruncationName::Drop => Truncation::Drop,
+    };
+    Limits { max_length: Some(args.max_length.min(positions)), truncation }
 }
 
 /// A table of operations on the terminal, and what is left beside them.

@@ -161,11 +161,13 @@ impl DemoConfig {
             ("held_out", self.held_out, 2000),
             ("pairs", self.pairs, 1 << 20),
             ("epochs", self.epochs, 1 << 20),
-            ("checkpoints", self.checkpoints, 1 << 20),
         ] {
             if !(1..=most).contains(&value) {
                 return Err(Error::setting(name, format!("1 to {most}"), value));
             }
+        }
+        if self.checkpoints > 1 << 20 {
+            return Err(Error::setting("checkpoints", "0 to 1048576", self.checkpoints));
         }
         if self.held_out < 2 || self.batch_size < 2 {
             let got = format!("{} and {}", self.held_out, self.batch_size);

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{DemoMethod, MAX_LENGTH, Summary};
+use crate::losses::SlicTarget;
 use crate::models::write_atomically;
 use crate::train::{Schedule, TrainConfig, Warmup};
 use crate::{Error, Result};
@@ -72,6 +73,13 @@ pub fn loss(method: &DemoMethod) -> Vec<(&'static str, Value)> {
             ("cpo_alpha", options.cpo_alpha.into()),
             ("slic_delta", options.slic_delta.into()),
             ("slic_lambda", options.slic_lambda.into()),
+            (
+                "slic_target",
+                match options.slic_target {
+                    SlicTarget::Chosen => "chosen".into(),
+                    SlicTarget::Sampled => "sampled".into(),
+                },
+            ),
         ],
     }
 }

@@ -72,7 +72,21 @@ impl Model {
         seed: u64,
         watcher: &mut dyn Watcher,
     ) -> Result<Samples> {
-        let mut samples = Samples { texts: vec![], prompts: vec![], completions: vec![] };
+        let ids = prompts.iter().map(|text| self.tokenizer.encode(text));
+        let prompts = ids.collect::<Result<Vec<_>>>()?;
+        let completions = self.continue_all(&prompts, seed, watcher)?;
+        let texts = completions.iter().map(|ids| self.tokenizer.decode(ids));
+        Ok(Samples { texts: texts.collect::<Result<_>>()?, prompts, completions })
+    }
+
+    /// Samples a completion of each prompt, as tokens.
+    pub fn continue_all(
+        &self,
+        prompts: &[Vec<i32>],
+        seed: u64,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Vec<Vec<i32>>> {
+        let mut all = Vec::with_capacity(prompts.len());
         watcher.start(0, prompts.len());
         for (part, prompts) in prompts.chunks(TOGETHER).enumerate() {
             if watcher.stop() {
@@ -88,17 +102,10 @@ impl Model {
                 eos: self.tokenizer.stop_ids().to_vec(),
                 batch_size: TOGETHER,
             };
-            let ids: Vec<Vec<i32>> =
-                prompts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<_>>()?;
-            let completions = generate(&self.policy.decoder, &self.policy.weights, &ids, &options)?;
-            for completion in &completions {
-                samples.texts.push(self.tokenizer.decode(completion)?);
-            }
-            samples.prompts.extend(ids);
-            samples.completions.extend(completions);
-            watcher.step(samples.texts.len(), &Means::default());
+            all.extend(generate(&self.policy.decoder, &self.policy.weights, prompts, &options)?);
+            watcher.step(all.len(), &Means::default());
         }
-        Ok(samples)
+        Ok(all)
     }
 
     /// KL(policy || reference) of whole completions, on samples of this model.

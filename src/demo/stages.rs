@@ -6,7 +6,7 @@ use super::model::{Model, Samples};
 use super::outcome::{Estimate, Example, Measured, Point, Summary};
 use super::{DemoConfig, DemoMethod, MAX_LENGTH, world};
 use crate::data::tokenizer::{Special, train_bpe};
-use crate::data::{Dataset, Item, Limits, Options, Tokenizer};
+use crate::data::{Dataset, Item, Limits, Options, Pair, Tokenizer};
 use crate::losses::math::sigmoid;
 use crate::losses::{LossOptions, PairObjective};
 use crate::models::{ModelFolder, SaveOptions, SpecialTokens, init_weights, save};
@@ -28,7 +28,7 @@ pub trait Watcher: Observer {
 
 /// Where random numbers are drawn: each has a seed of its own, made of the demo's.
 #[derive(Clone, Copy)]
-enum Draw {
+pub(super) enum Draw {
     Prompts,
     Corpus,
     First,
@@ -38,16 +38,20 @@ enum Draw {
     HeldOutSecond,
     Fresh,
     Judge,
+    Targets,
+    Bound,
 }
 
-struct Demo<'a> {
-    config: &'a DemoConfig,
-    dir: &'a Path,
-    device: Device,
-    watcher: &'a mut dyn Watcher,
+pub(super) struct Demo<'a> {
+    pub config: &'a DemoConfig,
+    pub dir: &'a Path,
+    /// The folder of the alignment's own folder.
+    pub runs: PathBuf,
+    pub device: Device,
+    pub watcher: &'a mut dyn Watcher,
     /// Prompts to train on, and those that no training sees.
-    prompts: Vec<String>,
-    held_out: Vec<String>,
+    pub prompts: Vec<String>,
+    pub held_out: Vec<String>,
 }
 
 /// Runs the demo and writes it to `dir`, a folder that is empty or absent.
@@ -58,16 +62,9 @@ struct Demo<'a> {
 pub fn run(config: &DemoConfig, dir: &Path, watcher: &mut dyn Watcher) -> Result<Summary> {
     config.validate()?;
     files::claim(dir)?;
-    let mut prompts = world::prompts(&mut stream(config, Draw::Prompts));
-    let train = prompts.split_off(config.held_out);
-    let mut demo =
-        Demo { config, dir, device: Device::Cpu, watcher, prompts: train, held_out: prompts };
-    let corpus = demo.corpus()?;
-    demo.create(&corpus)?;
-    demo.fine_tune()?;
-    let reference = Model::open(&demo.sft(), None, &Device::Cpu)?;
-    let (pairs, label_accuracy) = demo.pairs(&reference)?;
-    demo.align(&reference)?;
+    let mut demo = Demo::new(config, dir, watcher);
+    let (reference, pairs, label_accuracy) = demo.prepare()?;
+    demo.align(&reference, &dir.join("train.jsonl"))?;
     demo.evaluate(&reference, pairs, label_accuracy)
 }
 
@@ -76,11 +73,28 @@ fn stream(config: &DemoConfig, draw: Draw) -> Rng {
     Rng::new(config.seed, 1 << 40 | draw as u64)
 }
 
-fn seed(config: &DemoConfig, draw: Draw) -> u64 {
+pub(super) fn seed(config: &DemoConfig, draw: Draw) -> u64 {
     stream(config, draw).next_u64()
 }
 
-impl Demo<'_> {
+impl<'a> Demo<'a> {
+    pub fn new(config: &'a DemoConfig, dir: &'a Path, watcher: &'a mut dyn Watcher) -> Self {
+        let mut held_out = world::prompts(&mut stream(config, Draw::Prompts));
+        let prompts = held_out.split_off(config.held_out);
+        Demo { config, dir, runs: dir.into(), device: Device::Cpu, watcher, prompts, held_out }
+    }
+
+    /// Corpus, model and pairs: the reference, how many pairs there are to train on, and the share of
+    /// held-out labels that the true reward agrees with.
+    pub fn prepare(&mut self) -> Result<(Model, usize, f64)> {
+        let corpus = self.corpus()?;
+        self.create(&corpus)?;
+        self.fine_tune()?;
+        let reference = Model::open(&self.sft(), None, &self.device)?;
+        let (pairs, label_accuracy) = self.pairs(&reference)?;
+        Ok((reference, pairs, label_accuracy))
+    }
+
     fn init(&self) -> PathBuf {
         self.dir.join("init")
     }
@@ -89,8 +103,8 @@ impl Demo<'_> {
         self.dir.join("sft")
     }
 
-    fn aligned(&self) -> PathBuf {
-        self.dir.join(self.config.method.command())
+    pub fn aligned(&self) -> PathBuf {
+        self.runs.join(self.config.method.command())
     }
 
     fn corpus(&mut self) -> Result<Vec<String>> {
@@ -221,10 +235,11 @@ impl Demo<'_> {
         Ok((pairs, accuracy))
     }
 
-    fn align(&mut self, reference: &Model) -> Result<()> {
+    /// Trains the method of the settings on these pairs.
+    pub fn align(&mut self, reference: &Model, train: &Path) -> Result<()> {
         let demo = self.config;
         self.watcher.stage(&format!("alignment: {}", demo.method.name()));
-        let [train, test] = ["train.jsonl", "test.jsonl"].map(|name| self.dir.join(name));
+        let test = self.dir.join("test.jsonl");
         let mut config = TrainConfig {
             model: self.sft(),
             output_dir: self.aligned(),
@@ -236,13 +251,18 @@ impl Demo<'_> {
             ..TrainConfig::default()
         };
         let mut methods: Vec<Box<dyn Method>> = Vec::new();
-        for path in [&train, &test] {
+        for path in [train, &test] {
             methods.push(match &demo.method {
-                DemoMethod::Paired { objective, .. } => Box::new(Paired {
-                    pairs: open(path, &reference.tokenizer, false)?,
-                    objective: objective.clone(),
-                    share_prompts: true,
-                }),
+                DemoMethod::Paired { objective, .. } => {
+                    let pairs = open(path, &reference.tokenizer, false)?;
+                    let targets = objective.needs_target_logp();
+                    Box::new(Paired {
+                        targets: targets.then(|| self.targets(reference, &pairs)).transpose()?,
+                        pairs,
+                        objective: objective.clone(),
+                        share_prompts: true,
+                    })
+                }
                 DemoMethod::Kto(loss) => Box::new(Unpaired {
                     examples: open(path, &reference.tokenizer, true)?,
                     loss: *loss,
@@ -251,11 +271,21 @@ impl Demo<'_> {
         }
         let [method, evaluation] = [&*methods[0], &*methods[1]];
         let steps = method.examples().div_ceil(demo.batch_size) * demo.epochs;
-        config.save_steps = (steps / (demo.checkpoints + 1)).max(1);
+        config.save_steps = match demo.checkpoints {
+            0 => 0,
+            checkpoints => (steps / (checkpoints + 1)).max(1),
+        };
         let command = demo.method.command();
-        files::settings(&config, command, &train, Some(&test), files::loss(&demo.method))?;
+        files::settings(&config, command, train, Some(&test), files::loss(&demo.method))?;
         let policy = reference.start(method.needs_reference());
         self.train(&config, &reference.folder, policy, method, Some(evaluation))
+    }
+
+    /// An answer of the reference to each pair's prompt.
+    fn targets(&mut self, reference: &Model, pairs: &Dataset<Pair>) -> Result<Vec<Vec<i32>>> {
+        let prompts = (0..pairs.len()).map(|i| Ok(pairs.get(i)?.chosen_side().prompt.to_vec()));
+        let prompts = prompts.collect::<Result<Vec<_>>>()?;
+        reference.continue_all(&prompts, seed(self.config, Draw::Targets), self.watcher)
     }
 
     fn evaluate(
@@ -314,7 +344,7 @@ impl Demo<'_> {
     }
 
     /// One completion of every held-out prompt. All models are given the same random numbers.
-    fn fresh(&mut self, model: &Model) -> Result<Samples> {
+    pub fn fresh(&mut self, model: &Model) -> Result<Samples> {
         model.sample(&self.held_out, seed(self.config, Draw::Fresh), self.watcher)
     }
 
@@ -324,6 +354,7 @@ impl Demo<'_> {
             pairs: open(&self.dir.join("test.jsonl"), &policy.tokenizer, false)?,
             objective: PairObjective::parse("sigmoid", &LossOptions::default())?,
             share_prompts: true,
+            targets: None,
         };
         let means = evaluate(&policy.policy, &method, method.pairs.len())?;
         Ok(means.get("rewards/accuracies").unwrap_or_default())

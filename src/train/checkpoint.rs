@@ -60,6 +60,8 @@ pub struct Part<'a, T: Real> {
     pub weights: &'a mut Weights<T>,
     /// The moments.
     pub optimizer: &'a mut Optimizer<T>,
+    /// The reference, where it follows the weights.
+    pub reference: Option<&'a mut Weights<T>>,
 }
 
 impl<'a, T: Real> Part<'a, T> {
@@ -70,7 +72,12 @@ impl<'a, T: Real> Part<'a, T> {
         weights: &'a mut Weights<T>,
         optimizer: &'a mut Optimizer<T>,
     ) -> Self {
-        Part { subfolder, folder, weights, optimizer }
+        Part { subfolder, folder, weights, optimizer, reference: None }
+    }
+
+    /// With a reference that does not stay as it was.
+    pub fn following(self, reference: Option<&'a mut Weights<T>>) -> Self {
+        Part { reference, ..self }
     }
 
     /// Its folder in that of a run or a checkpoint.
@@ -88,6 +95,7 @@ impl<'a, T: Real> Part<'a, T> {
             // The model file may be in fewer bits than the weights: resuming needs them whole.
             moments.push((WEIGHTS, self.weights));
         }
+        moments.extend(self.reference.as_deref().map(|reference| (REFERENCE, reference)));
         let moments = moments.into_iter().map(|(name, arena)| {
             let values = arena.arena().as_slice().unwrap_or_default();
             NamedTensor { name, shape: vec![values.len()], values }
@@ -104,6 +112,17 @@ impl<'a, T: Real> Part<'a, T> {
         };
         read(FIRST, &mut self.optimizer.m)?;
         read(SECOND, &mut self.optimizer.v)?;
+        let (follows, followed) = (self.reference.is_some(), moments.info(REFERENCE).is_some());
+        if follows != followed {
+            let message = format!(
+                "another run's checkpoint, by its reference: sync_ref_model: expected {followed}, \
+                 got {follows}"
+            );
+            return Err(Error::file(&dir, message));
+        }
+        if let Some(reference) = self.reference.as_deref_mut() {
+            read(REFERENCE, reference)?;
+        }
         if moments.info(WEIGHTS).is_some() {
             read(WEIGHTS, self.weights)?;
         } else {
@@ -201,6 +220,7 @@ const STATE: &str = "trainer_state.json";
 const FIRST: &str = "exp_avg";
 const SECOND: &str = "exp_avg_sq";
 const WEIGHTS: &str = "weights";
+const REFERENCE: &str = "reference";
 const MANIFEST: &str = "manifest.json";
 
 /// Writes `checkpoint-N` and removes those beyond `save_total_limit`.

@@ -53,6 +53,20 @@ pub struct TrainConfig {
     pub skip_nonfinite: bool,
     /// Score the reference over the whole dataset once, before the first step.
     pub precompute_ref_log_probs: bool,
+    /// Let the reference follow the policy.
+    pub sync_ref_model: Option<SyncRefModel>,
+}
+
+/// A reference that follows the policy: `reference <- alpha policy + (1 - alpha) reference`.
+///
+/// Gorbatovski et al. 2024 (arXiv:2404.09656), TR-DPO: soft with a small alpha and often, hard with an
+/// alpha of 1 and seldom.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SyncRefModel {
+    /// Steps from one update to the next.
+    pub steps: usize,
+    /// The policy's share.
+    pub alpha: f64,
 }
 
 /// Linear warm-up from a rate of 0.
@@ -127,6 +141,7 @@ impl Default for TrainConfig {
             gradient_checkpointing: false,
             skip_nonfinite: false,
             precompute_ref_log_probs: false,
+            sync_ref_model: None,
         }
     }
 }
@@ -161,6 +176,17 @@ impl TrainConfig {
         let (epsilon, norm) = (self.adam_epsilon, self.max_grad_norm);
         range("adam_epsilon", epsilon, "a positive number", positive(epsilon))?;
         range("max_grad_norm", norm, "a number >= 0", not_negative(norm))?;
+        if let Some(SyncRefModel { steps, alpha }) = self.sync_ref_model {
+            if steps == 0 {
+                return Err(Error::setting("ref_model_sync_steps", "at least 1", steps));
+            }
+            let unit = alpha > 0.0 && alpha <= 1.0;
+            range("ref_model_mixup_alpha", alpha, "0 < alpha <= 1", unit)?;
+            if self.precompute_ref_log_probs {
+                let expected = "a reference that stays as it is, with precompute_ref_log_probs";
+                return Err(Error::setting("sync_ref_model", expected, true));
+            }
+        }
         if let Warmup::Ratio(ratio) = self.warmup {
             range("warmup_ratio", ratio, "0 to 1", (0.0..=1.0).contains(&ratio))?;
         }

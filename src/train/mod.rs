@@ -14,7 +14,7 @@ pub mod methods;
 
 pub use batches::Batches;
 pub use checkpoint::list as checkpoints;
-pub use config::{Resume, Schedule, TrainConfig, Warmup};
+pub use config::{Resume, Schedule, SyncRefModel, TrainConfig, Warmup};
 pub use methods::Method;
 pub use metrics::{Means, Record};
 pub use optimizer::Optimizer;

@@ -4,7 +4,7 @@ use super::checkpoint::{Part, State};
 use super::methods::{Method, MicroBatch, Scores, StepTotals};
 use super::metrics::Record;
 use super::session::{Outcome, Session, Task};
-use super::{Batches, Means, Optimizer, Policy, TrainConfig};
+use super::{Batches, Means, Optimizer, Policy, SyncRefModel, TrainConfig};
 use crate::models::ModelFolder;
 use crate::nn::Weights;
 use crate::{Error, Real, Result, Tensor};
@@ -43,6 +43,7 @@ pub struct Trainer<'a, T: Real> {
 
 /// What changes from step to step beside the session.
 struct Run<'a, T: Real> {
+    sync: Option<SyncRefModel>,
     folder: &'a ModelFolder,
     policy: Policy<T>,
     method: &'a dyn Method,
@@ -64,11 +65,18 @@ impl<T: Real> Trainer<'_, T> {
         if examples == 0 {
             return Err(Error::setting("dataset_name", "at least one example", "none"));
         }
+        if config.sync_ref_model.is_some() && policy.reference.is_none() {
+            let expected = "a loss with a reference that could follow the policy";
+            return Err(Error::setting("sync_ref_model", expected, "none"));
+        }
         let batches = Batches::new(config, examples, method.joins_single());
         let table = policy.weights.table().clone();
         let mut optimizer = Optimizer::new(&policy.device, &table)?;
         let total = batches.total(config);
-        let mut parts = [Part::new(None, folder, &mut policy.weights, &mut optimizer)];
+        let Policy { weights, reference, .. } = &mut policy;
+        let follower = reference.as_mut().filter(|_| config.sync_ref_model.is_some());
+        let part = Part::new(None, folder, weights, &mut optimizer).following(follower);
+        let mut parts = [part];
         let fresh = State::new(config, examples, 1);
         let session = Session::start(config, observer, fresh, total, &mut parts)?;
         let reference = precompute(config, &policy, method, &*session.observer)?;
@@ -94,6 +102,7 @@ impl<T: Real> Trainer<'_, T> {
                 });
             });
             session.run(&mut Run {
+                sync: config.sync_ref_model,
                 folder,
                 policy,
                 method,
@@ -166,6 +175,9 @@ impl<T: Real> Task<T> for Run<'_, T> {
             Err(Error::NonFinite(what)) => session.not_finite(&what, &describe(self))?,
             Err(e) => return Err(e),
         }
+        if let Some(sync) = self.sync.filter(|sync| step.is_multiple_of(sync.steps)) {
+            self.policy.sync_reference(sync.alpha)?;
+        }
         self.watch_chosen(session);
         Ok(())
     }
@@ -180,8 +192,9 @@ impl<T: Real> Task<T> for Run<'_, T> {
     }
 
     fn parts(&mut self) -> Vec<Part<'_, T>> {
-        let weights = &mut self.policy.weights;
-        vec![Part::new(None, self.folder, weights, &mut self.optimizer)]
+        let Policy { weights, reference, .. } = &mut self.policy;
+        let follower = reference.as_mut().filter(|_| self.sync.is_some());
+        vec![Part::new(None, self.folder, weights, &mut self.optimizer).following(follower)]
     }
 }
 

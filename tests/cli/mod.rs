@@ -6,9 +6,11 @@ mod generate;
 mod losses;
 mod models;
 mod options;
+mod reference;
 mod resume;
 mod reward;
 mod rlaif;
+mod spin;
 mod traces;
 mod training;
 
@@ -263,7 +265,7 @@ fn snapshot(dir: &Path) -> BTreeMap<String, Vec<u8>> {
             }
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
             let mut bytes = std::fs::read(&path).unwrap();
-            if name == "metrics.jsonl" {
+            if name.ends_with("metrics.jsonl") {
                 let text = String::from_utf8(bytes).unwrap();
                 let without_speed = |line: &str| {
                     let mut line: serde_json::Map<String, Value> =

@@ -10,7 +10,7 @@ use crate::train::metrics::Means;
 
 /// Preference pairs under any paired loss: DPO and its relatives.
 ///
-/// A micro-batch's sequences are chosen and rejected in turn.
+/// A micro-batch's sequences are chosen and rejected in turn, and behind them the target where there is one.
 #[derive(Debug)]
 pub struct Paired {
     /// Prompts with two answers.
@@ -19,9 +19,16 @@ pub struct Paired {
     pub objective: PairObjective,
     /// Both answers stand on one copy of their prompt: exact, and cheaper.
     pub share_prompts: bool,
+    /// An answer to each pair's prompt that SLiC-HF holds the likelihood of: sampled from the reference.
+    pub targets: Option<Vec<Vec<i32>>>,
 }
 
 impl Paired {
+    /// Sequences of a pair.
+    fn width(&self) -> usize {
+        if self.targets.is_some() { 3 } else { 2 }
+    }
+
     fn loss_of(
         &self,
         batch: &MicroBatch,
@@ -29,13 +36,14 @@ impl Paired {
         scores: &Scores,
         normaliser: Normaliser,
     ) -> Result<BatchOutput> {
+        let width = self.width();
         let side = |values: &[f64], side: usize| -> Vec<f64> {
-            sequences.clone().skip(side).step_by(2).map(|s| values[s]).collect()
+            sequences.clone().skip(side).step_by(width).map(|s| values[s]).collect()
         };
         let tokens = |side: usize| -> Vec<usize> {
-            sequences.clone().skip(side).step_by(2).map(|s| scores.tokens[s]).collect()
+            sequences.clone().skip(side).step_by(width).map(|s| scores.tokens[s]).collect()
         };
-        let examples = &batch.examples[sequences.start / 2..sequences.end / 2];
+        let examples = &batch.examples[sequences.start / width..sequences.end / width];
         let column = |default: f64, get: fn(&PairText) -> Option<f64>| -> Option<Vec<f64>> {
             let value = |e: usize| self.pairs.text(e).and_then(get);
             let any = examples.iter().any(|&e| value(e).is_some());
@@ -43,6 +51,7 @@ impl Paired {
         };
         let (chosen, rejected) = (side(&scores.logps, 0), side(&scores.logps, 1));
         let (ref_chosen, ref_rejected) = (side(&scores.reference, 0), side(&scores.reference, 1));
+        let targets = self.targets.as_ref().map(|_| side(&scores.logps, 2));
         let (weights, probs) =
             (column(1.0, |pair| pair.weight), column(1.0, |pair| pair.target_prob));
         preference_loss(
@@ -55,7 +64,7 @@ impl Paired {
                 chosen_tokens: &tokens(0),
                 rejected_tokens: &tokens(1),
                 target_probs: probs.as_deref(),
-                target_logps: None,
+                target_logps: targets.as_deref(),
                 weights: weights.as_deref(),
             },
             normaliser,
@@ -77,7 +86,7 @@ impl super::Method for Paired {
     }
 
     fn group(&self) -> usize {
-        if self.objective.couples_batch() { usize::MAX } else { 2 }
+        if self.objective.couples_batch() { usize::MAX } else { self.width() }
     }
 
     fn describe(&self, example: usize) -> String {
@@ -87,14 +96,19 @@ impl super::Method for Paired {
     fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {
         let mut layout = LayoutBuilder::new();
         let mut num_tokens = 0;
-        for pair in self.pairs.batch(examples)? {
+        for (pair, &example) in self.pairs.batch(examples)?.into_iter().zip(examples) {
             let (chosen, rejected) = (pair.chosen_side(), pair.rejected_side());
+            let target = self.targets.as_ref().map(|targets| &*targets[example]);
             num_tokens += chosen.tokens() + rejected.tokens();
+            num_tokens += target.map_or(0, |target| chosen.prompt.len() + target.len());
             if self.share_prompts && pair.shares_prompt() {
-                layout.push_shared(chosen.prompt, &[chosen.completion, rejected.completion]);
+                let both = [chosen.completion, rejected.completion];
+                let all: Vec<&[i32]> = both.into_iter().chain(target).collect();
+                layout.push_shared(chosen.prompt, &all);
             } else {
                 layout.push(chosen.prompt, chosen.completion);
                 layout.push(rejected.prompt, rejected.completion);
+                target.iter().for_each(|target| layout.push(chosen.prompt, target));
             }
         }
         Ok(MicroBatch {
@@ -117,18 +131,21 @@ impl super::Method for Paired {
             micro_batches: step.micro_batches as f64,
         };
         let out = self.loss_of(batch, range, scores, normaliser)?;
-        let coefficients =
-            out.dchosen.iter().zip(&out.drejected).flat_map(|(&c, &r)| [c, r]).collect();
+        let sides = [&out.dchosen, &out.drejected, &out.dtarget];
+        let coefficients = (0..out.dchosen.len())
+            .flat_map(|i| sides[..self.width()].iter().map(move |side| side[i]))
+            .collect();
         Ok(SequenceLoss { value: out.loss, coefficients: Coefficients::Sequences(coefficients) })
     }
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
-        let sequences = 0..scores.tokens.len();
-        let side = |side: usize| sequences.clone().skip(side).step_by(2);
+        let (sequences, width) = (0..scores.tokens.len(), self.width());
+        let side = |side: usize| sequences.clone().skip(side).step_by(width);
+        let both = sequences.clone().filter(|s| s % width < 2);
         let pairs = batch.examples.len();
         let out = self.loss_of(batch, sequences.clone(), scores, Normaliser::single(pairs))?;
         let margins = out.chosen_rewards.iter().zip(&out.rejected_rewards).map(|(c, r)| c - r);
-        means.add("entropy", scores.token_mean(&scores.entropy, sequences.clone()));
+        means.add("entropy", scores.token_mean(&scores.entropy, both));
         means.add("mean_token_accuracy", scores.token_mean(&scores.hits, side(0)));
         means.add("rewards/chosen", mean(out.chosen_rewards.iter().copied()));
         means.add("rewards/rejected", mean(out.rejected_rewards.iter().copied()));

@@ -1,0 +1,268 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+
+use super::args::{TrainArgs, truth};
+use super::claim::claim;
+use super::progress::Progress;
+use super::sample::{SampleArgs, Sampler};
+use super::train::limits;
+use super::yaml::Given;
+use crate::data::{Dataset, Example, Options, Pair, ReadOptions, Tokenizer};
+use crate::losses::{LossOptions, PairObjective};
+use crate::models::{ModelFolder, SaveOptions, save, write_atomically};
+use crate::nn::{Decoder, LmHead, Weights};
+use crate::train::methods::Paired;
+use crate::train::{Method, Observer, Policy, Resume, TrainConfig, Trainer};
+use crate::{Device, Error, Result};
+
+/// SPIN: rows of `prompt, completion`, or of `instruction, input, output`, or of pairs, whose chosen answer
+/// counts. In every iteration the model answers the prompts itself, then learns to tell the given answers
+/// from its own; the opponent, which is the reference too, is the model of the iteration before.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    train: TrainArgs,
+    /// Rounds of answering and training; --num-train-epochs and --max-steps are those of one round
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    num_iterations: usize,
+    /// The loss: logistic, or a hinge
+    #[arg(long, default_value = "sigmoid", value_name = "LOSS")]
+    loss_type: LossName,
+    /// lambda: the pull to the opponent
+    #[arg(long, default_value_t = 0.1, value_name = "X")]
+    beta: f64,
+    /// Score the opponent over the whole dataset once an iteration, before its first step
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    precompute_ref_log_probs: bool,
+    #[command(flatten)]
+    sampling: SampleArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LossName {
+    #[value(alias = "logistic")]
+    Sigmoid,
+    Hinge,
+}
+
+/// Runs `collimate spin`.
+pub fn run(args: Args, given: &Given) -> Result<()> {
+    let config = args.train.config(&given.command)?;
+    if args.num_iterations == 0 {
+        return Err(Error::setting("num_iterations", "at least 1", 0));
+    }
+    if let Resume::From(path) = &config.resume {
+        let expected = "auto: an iteration goes on from its own checkpoints";
+        return Err(Error::setting("resume_from_checkpoint", expected, path.display()));
+    }
+    let name = match args.loss_type {
+        LossName::Sigmoid => "sigmoid",
+        LossName::Hinge => "hinge",
+    };
+    let options = LossOptions { beta: args.beta, ..LossOptions::default() };
+    let objective = PairObjective::parse(name, &options)?;
+    let device = args.train.model.device()?;
+    let folder = ModelFolder::open(&config.model)?;
+    let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
+    let limits = limits(&args.train, folder.config.max_positions);
+    let read = ReadOptions { skip_bad_rows: args.train.skip_bad_rows };
+    let options = Options { limits, read, ..Options::default() };
+    let open = |path: &Path| Dataset::<Example>::open(path, tokenizer.clone(), &options);
+    let sets = std::iter::once(&args.train.dataset_name).chain(&args.train.eval_dataset);
+    let sets = sets.map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+    let progress = Progress::new()?;
+    claim(&config, args.train.overwrite_output_dir, given)?;
+    let mut spin = Spin { args: &args, config, objective, device, tokenizer, options, progress };
+    for data in &sets {
+        let (path, dropped) = (data.path().display(), data.dropped().rows + data.skipped().rows);
+        if dropped > 0 {
+            spin.progress.note(&format!("{path}: left out {dropped} rows, too long or bad"));
+        }
+    }
+    // On the pool's own threads: each operation is spared waking another one.
+    rayon::scope(|_| spin.play(&sets))
+}
+
+/// A run of several iterations.
+struct Spin<'a> {
+    args: &'a Args,
+    config: TrainConfig,
+    objective: PairObjective,
+    device: Device,
+    tokenizer: Arc<Tokenizer>,
+    options: Options,
+    progress: Progress,
+}
+
+/// The pairs of an iteration: those to train on, and the held-out ones.
+const FILES: [&str; 2] = ["pairs.jsonl", "eval-pairs.jsonl"];
+
+impl Spin<'_> {
+    fn folder(&self, iteration: usize) -> PathBuf {
+        match iteration {
+            0 => self.config.model.clone(),
+            _ => self.config.output_dir.join(format!("iteration-{iteration}")),
+        }
+    }
+
+    fn play(mut self, sets: &[Dataset<Example>]) -> Result<()> {
+        let iterations = self.args.num_iterations;
+        let mut rows = Vec::new();
+        for iteration in 1..=iterations {
+            let here = self.folder(iteration);
+            fs::create_dir_all(&here).map_err(|e| Error::io(&here, e))?;
+            // An iteration that the next one has begun to learn from is done.
+            let next = self.folder(iteration + 1).join(FILES[0]).exists();
+            if !(next && here.join("metrics.jsonl").exists()) {
+                self.iterate(iteration, sets).map_err(|e| self.explain(e))?;
+            }
+            rows.push(last_row(&here, iteration)?);
+        }
+        let (dir, last) = (&self.config.output_dir, ModelFolder::open(self.folder(iterations))?);
+        let (_, table) = Decoder::new(last.config.clone())?;
+        let weights: Weights<f32> = last.load_weights(&table, &self.device)?;
+        save(&last, dir, &weights, &SaveOptions::default())?;
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        write(&dir.join("metrics.jsonl"), &lines)?;
+        drop(self.progress);
+        print_table(&rows);
+        eprintln!("done: {iterations} iterations, model in {}", dir.display());
+        Ok(())
+    }
+
+    /// Answers, then trains.
+    fn iterate(&mut self, iteration: usize, sets: &[Dataset<Example>]) -> Result<()> {
+        let (here, before) = (self.folder(iteration), self.folder(iteration - 1));
+        for (which, (data, name)) in sets.iter().zip(FILES).enumerate() {
+            let path = here.join(name);
+            if !path.exists() {
+                self.progress.label(&format!("iteration {iteration}: answering"));
+                self.answer(&before, (2 * iteration + which) as u64, data, &path)?;
+            }
+        }
+        let open = |name: &str| {
+            Dataset::<Pair>::open(here.join(name), self.tokenizer.clone(), &self.options)
+        };
+        let paired = |name: &str| -> Result<Paired> {
+            Ok(Paired {
+                pairs: open(name)?,
+                objective: self.objective.clone(),
+                share_prompts: true,
+                targets: None,
+            })
+        };
+        let method = paired(FILES[0])?;
+        let held_out = (sets.len() > 1).then(|| paired(FILES[1])).transpose()?;
+        let config = TrainConfig {
+            model: before.clone(),
+            output_dir: here,
+            resume: Resume::Auto,
+            precompute_ref_log_probs: self.args.precompute_ref_log_probs,
+            ..self.config.clone()
+        };
+        let folder = ModelFolder::open(&before)?;
+        let (decoder, table) = Decoder::new(folder.config.clone())?;
+        let weights: Weights<f32> = folder.load_weights(&table, &self.device)?;
+        let policy = Policy {
+            decoder,
+            head: LmHead::default(),
+            reference: Some(weights.clone()),
+            weights,
+            checkpointing: config.gradient_checkpointing,
+            device: self.device.clone(),
+        };
+        self.progress.label(&format!("iteration {iteration}"));
+        let trainer = Trainer {
+            config: &config,
+            folder: &folder,
+            policy,
+            method: &method,
+            evaluation: held_out.as_ref().map(|method| method as &dyn Method),
+            observer: &mut self.progress,
+        };
+        trainer.train().map(drop)
+    }
+
+    /// Writes the given answers beside the model's own.
+    fn answer(
+        &mut self,
+        model: &Path,
+        stream: u64,
+        data: &Dataset<Example>,
+        path: &Path,
+    ) -> Result<()> {
+        let seed = crate::rng::Rng::new(self.config.seed, 1 << 43 | stream).next_u64();
+        let sampler = Sampler::open(model, &self.args.sampling, seed, &self.device)?;
+        let most = self.options.limits.max_length.unwrap_or(usize::MAX) - 1;
+        let mut prompts = Vec::with_capacity(data.len());
+        for i in 0..data.len() {
+            let prompt = data.text(i).and_then(|text| text.prompt.as_deref()).ok_or_else(|| {
+                Error::file(data.path(), "expected rows with a prompt, got plain texts")
+            })?;
+            let ids = self.tokenizer.encode(prompt)?;
+            prompts.push(ids[ids.len().saturating_sub(most)..].to_vec());
+        }
+        let answers = sampler.texts(&prompts, &mut self.progress)?;
+        let mut lines = String::new();
+        for (i, answer) in answers.iter().enumerate() {
+            let Some(text) = data.text(i) else { continue };
+            // No answer is an answer too: the token that ends it.
+            let own = match (answer.is_empty(), self.tokenizer.eos_text()) {
+                (false, _) => answer,
+                (true, Some(eos)) => eos,
+                (true, None) => continue,
+            };
+            let row = json!({ "prompt": text.prompt, "chosen": text.completion, "rejected": own });
+            lines += &format!("{row}\n");
+        }
+        write(path, &lines)
+    }
+
+    /// An interrupted iteration goes on by this command, not by the trainer's.
+    fn explain(&self, error: Error) -> Error {
+        match error {
+            Error::Interrupted(_) => Error::Interrupted(format!(
+                "interrupted and saved; to go on: the same command with `--output-dir {} \
+                 --resume-from-checkpoint auto`",
+                self.config.output_dir.display()
+            )),
+            e => e,
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    write_atomically(path, |out| out.write_all(text.as_bytes()).map_err(|e| Error::io(path, e)))
+}
+
+/// What an iteration logged last, without its speed.
+fn last_row(folder: &Path, iteration: usize) -> Result<Value> {
+    let path = folder.join("metrics.jsonl");
+    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let last = text.lines().last().unwrap_or_default();
+    let line: Map<String, Value> =
+        serde_json::from_str(last).map_err(|e| Error::file(&path, e.to_string()))?;
+    let mut row = Map::from_iter([("iteration".to_string(), Value::from(iteration))]);
+    row.extend(line.into_iter().filter(|(name, _)| name != "tokens_per_second"));
+    Ok(row.into())
+}
+
+/// The iterations, a line each: how likely the given answers are, and how well the model tells them
+/// from its own.
+fn print_table(rows: &[Value]) {
+    let get = |row: &Value, name: &str| {
+        let value = row.get(format!("eval_{name}")).or_else(|| row.get(name));
+        value.and_then(Value::as_f64).map_or("-".into(), |value| format!("{value:.4}"))
+    };
+    println!("{:>9}{:>12}{:>16}{:>12}", "iteration", "loss", "logps/chosen", "accuracy");
+    for row in rows {
+        let iteration = row.get("iteration").and_then(Value::as_u64).unwrap_or_default();
+        let [loss, logps, accuracy] =
+            ["loss", "logps/chosen", "rewards/accuracies"].map(|name| get(row, name));
+        println!("{iteration:>9}{loss:>12}{logps:>16}{accuracy:>12}");
+    }
+}
