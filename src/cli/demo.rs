@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let dir = args.output_dir.unwrap_or_else(|| output_dir("demo"));
     let begin = Instant::now();
-    let mut stages = Stages { progress: Progress::new()?, name: String::new(), begin };
+    let mut stages = Stages::new()?;
     let summary = crate::demo::run(&config, &dir, &mut stages).map_err(|e| match e {
         Error::Interrupted(_) => {
             Error::Interrupted("interrupted: run it again, with another --output-dir".into())
@@ -70,10 +70,17 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// A bar for the stage under way, a line for each that is done.
-struct Stages {
+pub struct Stages {
     progress: Progress,
     name: String,
     begin: Instant,
+}
+
+impl Stages {
+    /// Watches for signals from now on.
+    pub fn new() -> Result<Self> {
+        Ok(Stages { progress: Progress::new()?, name: String::new(), begin: Instant::now() })
+    }
 }
 
 impl Observer for Stages {

@@ -1,8 +1,10 @@
 //! The command line: flags and YAML to configurations, configurations to runs.
 
 mod args;
+mod claim;
 mod demo;
 mod dpo;
+mod frontier;
 mod generate;
 mod judge;
 mod kto;
@@ -11,6 +13,7 @@ mod reward;
 mod rlaif;
 mod sample;
 mod sft;
+mod spin;
 mod train;
 mod trl;
 mod yaml;
@@ -35,12 +38,16 @@ struct Cli {
 enum Command {
     /// Align a tiny model in half a minute, with nothing but this binary.
     Demo(demo::Args),
+    /// Reward against KL: every method on the demo's world, at several strengths.
+    Frontier(frontier::Args),
     /// Supervised fine-tuning on completions.
     Sft(sft::Args),
     /// Preference optimisation on pairs: DPO and every other paired loss.
     Dpo(dpo::Args),
     /// KTO: preference optimisation on single answers judged good or bad.
     Kto(kto::Args),
+    /// SPIN: self-play against the model of the iteration before, from instructions alone.
+    Spin(spin::Args),
     /// RLAIF: preferences of a judge model, for pairs or for samples.
     Rlaif(rlaif::Args),
     /// A reward model from pairs or from ranked answers.
@@ -81,8 +88,13 @@ impl From<Error> for Failure {
 
 fn command() -> clap::Command {
     let mut command = Cli::command().args_override_self(true);
-    for (name, learning_rate, epochs) in
-        [("sft", "2e-5", "3"), ("dpo", "1e-6", "1"), ("kto", "1e-6", "1"), ("reward", "1e-4", "1")]
+    for (name, learning_rate, epochs) in [
+        ("sft", "2e-5", "3"),
+        ("dpo", "1e-6", "1"),
+        ("kto", "1e-6", "1"),
+        ("spin", "1e-6", "1"),
+        ("reward", "1e-4", "1"),
+    ]
     {
         command = command.mut_subcommand(name, |sub| {
             sub.args_override_self(true)
@@ -94,7 +106,7 @@ fn command() -> clap::Command {
         // As TRL: the end of an answer is what is scored.
         sub.mut_arg("truncation_mode", |arg| arg.default_value("drop"))
     });
-    for name in ["demo", "generate", "rlaif"] {
+    for name in ["demo", "frontier", "generate", "rlaif"] {
         command = command.mut_subcommand(name, |sub| sub.args_override_self(true));
     }
     command
@@ -125,9 +137,11 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let given = given.unwrap_or_default();
     match cli.command {
         Command::Demo(args) => demo::run(args)?,
+        Command::Frontier(args) => frontier::run(args)?,
         Command::Sft(args) => sft::run(args, &given)?,
         Command::Dpo(args) => dpo::run(args, &given)?,
         Command::Kto(args) => kto::run(args, &given)?,
+        Command::Spin(args) => spin::run(args, &given)?,
         Command::Rlaif(args) => rlaif::run(args)?,
         Command::Reward(args) => reward::run(args, &given)?,
         Command::Generate(args) => generate::run(args)?,

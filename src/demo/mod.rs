@@ -10,13 +10,16 @@
 mod chart;
 mod config;
 mod files;
+mod frontier;
 mod judge;
+mod methods;
 mod model;
 mod outcome;
 mod stages;
 pub mod world;
 
 pub use config::{DemoConfig, DemoMethod};
+pub use frontier::{BoundPoint, Frontier, FrontierConfig, FrontierPoint, frontier};
 pub use outcome::{Estimate, Example, Measured, Point, Summary};
 pub use stages::{Watcher, run};
 
