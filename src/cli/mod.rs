@@ -9,6 +9,7 @@ mod generate;
 mod judge;
 mod kto;
 mod progress;
+mod report;
 mod reward;
 mod rlaif;
 mod sample;
@@ -52,6 +53,8 @@ enum Command {
     Rlaif(rlaif::Args),
     /// A reward model from pairs or from ranked answers.
     Reward(reward::Args),
+    /// Pictures of what is implemented.
+    Report(report::Args),
     /// Sample completions from a model.
     Generate(generate::Args),
 }
@@ -94,8 +97,7 @@ fn command() -> clap::Command {
         ("kto", "1e-6", "1"),
         ("spin", "1e-6", "1"),
         ("reward", "1e-4", "1"),
-    ]
-    {
+    ] {
         command = command.mut_subcommand(name, |sub| {
             sub.args_override_self(true)
                 .mut_arg("learning_rate", |arg| arg.default_value(learning_rate))
@@ -106,7 +108,7 @@ fn command() -> clap::Command {
         // As TRL: the end of an answer is what is scored.
         sub.mut_arg("truncation_mode", |arg| arg.default_value("drop"))
     });
-    for name in ["demo", "frontier", "generate", "rlaif"] {
+    for name in ["demo", "frontier", "report", "generate", "rlaif"] {
         command = command.mut_subcommand(name, |sub| sub.args_override_self(true));
     }
     command
@@ -144,6 +146,7 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::Spin(args) => spin::run(args, &given)?,
         Command::Rlaif(args) => rlaif::run(args)?,
         Command::Reward(args) => reward::run(args, &given)?,
+        Command::Report(args) => report::run(args)?,
         Command::Generate(args) => generate::run(args)?,
     }
     Ok(())

@@ -142,6 +142,7 @@ fn sampled(
         margin: None,
         weight: None,
         target_prob: None,
+        candidates: None,
     };
     Ok(prompts.into_iter().zip(answers.chunks(2)).map(pair).collect())
 }

@@ -295,13 +295,28 @@ fn at_row(path: &Path, line: usize, error: &Error) -> Error {
 
 impl Item for Pair {
     type Text = PairText;
-    const ACCEPTS: &'static str = "prompt, chosen, rejected | chosen, rejected";
+    const ACCEPTS: &'static str =
+        "prompt, chosen, rejected | chosen, rejected | prompt, responses, probabilities";
 
     fn text(record: Record) -> Option<PairText> {
         match record {
             Record::Pair(pair) => Some(pair),
             _ => None,
         }
+    }
+
+    /// Every pair of the answers of a row that has several.
+    fn texts(rows: Vec<Row>, _: bool) -> Option<Vec<(usize, PairText)>> {
+        let mut all = Vec::with_capacity(rows.len());
+        for Row { line, record } in rows {
+            match record {
+                Record::Candidates(text) => {
+                    all.extend(text.pairs().into_iter().map(|pair| (line, pair)));
+                }
+                record => all.push((line, Self::text(record)?)),
+            }
+        }
+        Some(all)
     }
 
     fn parts(text: &PairText) -> (&str, Vec<&str>) {
@@ -385,6 +400,7 @@ impl Item for Prompt {
             Record::Prompt(prompt) => Some(prompt),
             Record::Pair(pair) => Some(pair.prompt),
             Record::Ranked(text) => Some(text.prompt),
+            Record::Candidates(text) => Some(text.prompt),
             Record::Unpaired(text) => Some(text.prompt),
             Record::Example(text) => text.prompt,
         }

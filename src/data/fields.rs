@@ -56,6 +56,43 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// At least two texts, none empty.
+    pub fn filled_list(&self, name: &str) -> Result<Vec<String>> {
+        let expected = "expected a list of at least two texts, none empty";
+        let Some(Value::Array(list)) = self.row.get(name) else {
+            let got = self.row.get(name).map_or("no such field".into(), kind);
+            return Err(self.error(name, format!("{expected}, got {got}")));
+        };
+        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(String::from);
+        let texts: Option<Vec<String>> = list.iter().map(text).collect();
+        match texts {
+            Some(texts) if texts.len() >= 2 => Ok(texts),
+            Some(texts) => Err(self.error(name, format!("{expected}, got {}", texts.len()))),
+            None => {
+                let other = list.iter().find(|value| text(value).is_none());
+                let got = other.map_or(String::new(), |value| match value.as_str() {
+                    Some(_) => "\"\"".into(),
+                    None => kind(value),
+                });
+                Err(self.error(name, format!("{expected}, got {got}")))
+            }
+        }
+    }
+
+    /// A list of `k` lists of `k` numbers, one behind the other.
+    pub fn table(&self, name: &str, k: usize) -> Result<Vec<f64>> {
+        let rows = self.row.get(name).and_then(Value::as_array).filter(|rows| rows.len() == k);
+        let numbers = rows.and_then(|rows| {
+            let row = |row: &Value| {
+                let row = row.as_array().filter(|row| row.len() == k)?;
+                row.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>()
+            };
+            rows.iter().map(row).collect::<Option<Vec<_>>>()
+        });
+        let expected = || format!("expected a table of {k} lists of {k} numbers");
+        numbers.map(|rows| rows.concat()).ok_or_else(|| self.error(name, expected()))
+    }
+
     /// A number that is finite and passes `check`, or none where the field is absent or null.
     pub fn number(
         &self,

@@ -6,12 +6,13 @@
 //!
 //! 1. `chosen`, `rejected`, `prompt`: [`Format::Pairs`]
 //! 2. `chosen`, `rejected`: [`Format::ImplicitPairs`]
-//! 3. `responses`, `prompt`, and `ranks` where there are any: [`Format::Ranked`]
-//! 4. `completion`, `label`, `prompt`: [`Format::Unpaired`]
-//! 5. `completion`, `prompt`: [`Format::PromptCompletion`]
-//! 6. `instruction`, `output`, and `input` where there is one: [`Format::Instruction`]
-//! 7. `text`: [`Format::Text`]
-//! 8. `prompt`: [`Format::Prompts`]
+//! 3. `responses`, `probabilities`, `prompt`: [`Format::Candidates`]
+//! 4. `responses`, `prompt`, and `ranks` where there are any: [`Format::Ranked`]
+//! 5. `completion`, `label`, `prompt`: [`Format::Unpaired`]
+//! 6. `completion`, `prompt`: [`Format::PromptCompletion`]
+//! 7. `instruction`, `output`, and `input` where there is one: [`Format::Instruction`]
+//! 8. `text`: [`Format::Text`]
+//! 9. `prompt`: [`Format::Prompts`]
 //!
 //! `messages`, `conversations`, and a list or an object where a text belongs are conversational
 //! data, which is refused until chat templates are supported.
@@ -20,9 +21,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::candidates::{Candidates, CandidatesText};
 use super::fields::{Fields, kind};
 use super::prompt;
 use super::source::{RawRow, Source};
+use crate::losses::check_candidates;
 use crate::{Error, Result};
 
 /// How the rows of a file are laid out.
@@ -35,6 +38,8 @@ pub enum Format {
     ImplicitPairs,
     /// `prompt, responses, ranks`.
     Ranked,
+    /// `prompt, responses, probabilities`.
+    Candidates,
     /// `prompt, completion, label`.
     Unpaired,
     /// `prompt, completion`.
@@ -54,6 +59,7 @@ impl Format {
             Format::Pairs => "prompt, chosen, rejected",
             Format::ImplicitPairs => "chosen, rejected",
             Format::Ranked => "prompt, responses, ranks",
+            Format::Candidates => "prompt, responses, probabilities",
             Format::Unpaired => "prompt, completion, label",
             Format::PromptCompletion => "prompt, completion",
             Format::Instruction => "instruction, input, output",
@@ -66,6 +72,8 @@ impl Format {
         let has = |name: &str| row.contains_key(name);
         Some(if has("chosen") && has("rejected") {
             if has("prompt") { Format::Pairs } else { Format::ImplicitPairs }
+        } else if has("responses") && has("probabilities") && has("prompt") {
+            Format::Candidates
         } else if has("responses") && has("prompt") {
             Format::Ranked
         } else if has("completion") && has("label") && has("prompt") {
@@ -99,6 +107,8 @@ pub struct PairText {
     pub weight: Option<f64>,
     /// `target_prob`: the probability that the chosen one is better; in [0, 1].
     pub target_prob: Option<f64>,
+    /// Where the two are of a row of several answers.
+    pub candidates: Option<Candidates>,
 }
 
 /// Several answers to one prompt, ranked.
@@ -139,6 +149,8 @@ pub enum Record {
     Pair(PairText),
     /// Of [`Format::Ranked`].
     Ranked(RankedText),
+    /// Of [`Format::Candidates`].
+    Candidates(CandidatesText),
     /// Of [`Format::Unpaired`].
     Unpaired(UnpairedText),
     /// Of [`Format::PromptCompletion`], [`Format::Instruction`] and [`Format::Text`].
@@ -267,7 +279,8 @@ fn parse(path: &Path, raw: &RawRow, format: &mut Option<Format>) -> Result<Recor
                 let names: Vec<&str> = row.keys().map(String::as_str).take(12).collect();
                 return Err(bad(format!(
                     "expected the fields of one of: prompt, chosen, rejected | chosen, rejected | \
-                     prompt, responses | prompt, completion, label | prompt, completion | instruction, output | text | \
+                     prompt, responses, probabilities | prompt, responses | \
+                     prompt, completion, label | prompt, completion | instruction, output | text | \
                      prompt; got {}",
                     if names.is_empty() { "none".into() } else { names.join(", ") }
                 )));
@@ -303,12 +316,27 @@ fn record(format: Format, fields: &Fields) -> Result<Record> {
                 weight: fields.number("weight", "a number of at least 0", |x| x >= 0.0)?,
                 target_prob: fields
                     .number("target_prob", "a number in [0, 1]", |x| (0.0..=1.0).contains(&x))?,
+                candidates: None,
             })
         }
         Format::Ranked => Record::Ranked(RankedText {
             prompt: fields.text("prompt")?.into(),
             responses: fields.ranked("responses", "ranks")?,
         }),
+        Format::Candidates => {
+            let responses = fields.filled_list("responses")?;
+            let (field, k) = ("probabilities", responses.len());
+            let probabilities = fields.table(field, k)?;
+            check_candidates(&probabilities, k).map_err(|e| match e {
+                Error::Shape { expected, got, .. } => {
+                    fields.error(field, format!("expected {expected}, got {got}"))
+                }
+                e => e,
+            })?;
+            let prompt = fields.text("prompt")?.into();
+            let probabilities = probabilities.into();
+            Record::Candidates(CandidatesText { prompt, responses, probabilities })
+        }
         Format::Unpaired => Record::Unpaired(UnpairedText {
             prompt: fields.text("prompt")?.into(),
             completion: fields.filled("completion")?.into(),

@@ -33,6 +33,7 @@
 //! ```
 
 mod bpe;
+mod candidates;
 pub mod dataset;
 pub mod examples;
 mod expansion;
@@ -45,6 +46,7 @@ mod special;
 mod stream;
 pub mod tokenizer;
 
+pub use candidates::{Candidates, CandidatesText};
 pub use dataset::{Dataset, Dropped, Item, Options};
 pub use examples::{Example, Limits, Pair, Prompt, Side, Truncation, Unpaired};
 pub use formats::{Format, ReadOptions, Record, Row, Skipped, Table};

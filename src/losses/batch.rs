@@ -22,6 +22,9 @@ pub struct PairBatch<'a> {
     pub rejected_tokens: &'a [usize],
     /// The probability that the chosen completion is the better one.
     pub target_probs: Option<&'a [f64]>,
+    /// Where pairs are of several candidates: the probabilities that the chosen completion, and that the
+    /// rejected one, is better than each of them.
+    pub candidates: Option<&'a [Option<[&'a [f64]; 2]>]>,
     /// Summed log-probabilities, under the policy, of the sequences that SLiC-HF regularises on.
     pub target_logps: Option<&'a [f64]>,
     /// A factor on each pair's loss.
@@ -126,7 +129,7 @@ pub(crate) fn check_batch(
 }
 
 /// The inputs as a divergence's losses see them, and the slopes of both sides' log-ratios.
-fn bend(objective: &PairObjective, x: &PairInputs) -> (PairInputs, (f64, f64)) {
+fn bend<'a>(objective: &PairObjective, x: &PairInputs<'a>) -> (PairInputs<'a>, (f64, f64)) {
     if objective.divergence == Default::default() {
         return (*x, (1.0, 1.0));
     }
@@ -167,7 +170,8 @@ impl PairBatch<'_> {
         let lengths = [self.policy_rejected_logps.len(), self.chosen_tokens.len()]
             .into_iter()
             .chain([self.rejected_tokens.len()])
-            .chain(optional.iter().chain([&self.weights]).flatten().map(|x| x.len()));
+            .chain(optional.iter().chain([&self.weights]).flatten().map(|x| x.len()))
+            .chain(self.candidates.map(<[_]>::len));
         for length in lengths {
             if length != self.len() {
                 let expected = format!("{} of everything, one a pair", self.len());
@@ -191,7 +195,7 @@ impl PairBatch<'_> {
         }
     }
 
-    fn pair(&self, objective: &PairObjective, i: usize) -> PairInputs {
+    fn pair(&self, objective: &PairObjective, i: usize) -> PairInputs<'_> {
         let reference = |logps: Option<&[f64]>| match logps {
             Some(logps) if objective.needs_reference() => logps[i],
             _ => 0.0,
@@ -204,6 +208,7 @@ impl PairBatch<'_> {
             chosen_tokens: self.chosen_tokens[i],
             rejected_tokens: self.rejected_tokens[i],
             target_prob: self.target_probs.map(|p| p[i]),
+            candidates: self.candidates.and_then(|c| c[i]),
             target_logp: self.target_logps.map(|l| l[i]),
         }
     }

@@ -57,7 +57,7 @@ pub use options::LossOptions;
 pub use orpo::Orpo;
 pub use pair::{Batchwise, PairInputs, PairOutput, Pairwise};
 pub use ppo::{PolicyOutput, Ppo, ValueOutput};
-pub use psi_po::{Psi, PsiPo, candidate_values};
+pub use psi_po::{Psi, PsiPo, candidate_values, check_candidates};
 pub use reward::{BradleyTerry, RankedOutput, ScoreInputs, ScoreOutput, ranked};
 pub use sft::token_nll;
 pub use simpo::SimPo;

@@ -71,7 +71,7 @@ pub trait Batchwise {
 
 /// One pair: log-probabilities summed over the completion's tokens, and the tokens' counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PairInputs {
+pub struct PairInputs<'a> {
     /// Log-probability of the chosen completion under the policy.
     pub policy_chosen_logp: f64,
     /// Log-probability of the rejected completion under the policy.
@@ -86,11 +86,14 @@ pub struct PairInputs {
     pub rejected_tokens: usize,
     /// The probability that the chosen completion is the better one; absent is 1.
     pub target_prob: Option<f64>,
+    /// Where the two are among several candidates: the probabilities that the chosen completion, and that
+    /// the rejected one, is better than each of them.
+    pub candidates: Option<[&'a [f64]; 2]>,
     /// Log-probability under the policy of a third sequence, for the losses that regularise on one.
     pub target_logp: Option<f64>,
 }
 
-impl PairInputs {
+impl PairInputs<'_> {
     /// The chosen completion's log-ratio of policy to reference.
     pub fn chosen_logratio(&self) -> f64 {
         self.policy_chosen_logp - self.ref_chosen_logp

@@ -119,6 +119,11 @@ impl PsiPo {
     }
 }
 
+/// The value of a candidate: the mean of `Psi(p(y > y'))` over all candidates `y'`, itself included.
+fn candidate_value(psi: &Psi, probs: &[f64]) -> f64 {
+    probs.iter().map(|&p| psi.at(p)).sum::<f64>() / probs.len() as f64
+}
+
 /// The value of each of K candidates: the mean of `Psi(p(y > y'))` over all K candidates `y'`.
 ///
 /// Azar et al. 2023 (arXiv:2310.12036), the expectation of equation 6 with the comparison policy
@@ -127,6 +132,12 @@ impl PsiPo {
 /// one half: leaving it out would make every target K/(K-1) too large.
 pub fn candidate_values(psi: &Psi, probs: &[f64], k: usize) -> Result<Vec<f64>> {
     psi.validate()?;
+    check_candidates(probs, k)?;
+    Ok(probs.chunks(k).map(|row| candidate_value(psi, row)).collect())
+}
+
+/// Checks that a table `[K, K]` is one of pairwise probabilities.
+pub fn check_candidates(probs: &[f64], k: usize) -> Result<()> {
     if k == 0 || k.checked_mul(k) != Some(probs.len()) {
         let expected = format!("a table of {k} x {k} probabilities, {k} at least 1");
         return Err(Error::shape("candidate_values", expected, format!("{}", probs.len())));
@@ -141,12 +152,17 @@ pub fn candidate_values(psi: &Psi, probs: &[f64], k: usize) -> Result<Vec<f64>> 
             }
         }
     }
-    Ok(probs.chunks(k).map(|row| row.iter().map(|&p| psi.at(p)).sum::<f64>() / k as f64).collect())
+    Ok(())
 }
 
 impl Pairwise for PsiPo {
     fn value_and_gradient(&self, x: &PairInputs) -> PairOutput {
-        self.regression(x, self.target(x.target_prob.unwrap_or(1.0)))
+        let value = |probs: &[f64]| candidate_value(&self.psi, probs);
+        let target = match x.candidates {
+            Some([chosen, rejected]) => self.candidate_target(value(chosen), value(rejected)),
+            None => self.target(x.target_prob.unwrap_or(1.0)),
+        };
+        self.regression(x, target)
     }
 
     fn validate(&self) -> Result<()> {

@@ -163,6 +163,7 @@ fn on_host<S: Real>(
         rejected_tokens: &count(1),
         target_probs: pairs.target_probs,
         target_logps: target.as_deref(),
+        candidates: None,
         weights: weights.as_deref(),
     };
     let out = losses::preference_loss(objective, &batch, normaliser)?;

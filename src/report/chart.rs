@@ -48,6 +48,8 @@ const SIZE: (f64, f64) = (440.0, 300.0);
 const LEFT: f64 = 52.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 52.0;
+/// Height of a line of the legend.
+const LINE: f64 = 15.0;
 const BOTTOM: f64 = 44.0;
 
 /// An SVG of panels side by side, `columns` in a row. The same panels give the same text.
@@ -129,7 +131,8 @@ fn draw(panel: &Panel) -> Group {
         ends.chain(floor)
     });
     let x = Axis::new(xs, LEFT, SIZE.0 - RIGHT);
-    let y = Axis::new(ys, SIZE.1 - BOTTOM, TOP);
+    let legend = legend(&panel.series);
+    let y = Axis::new(ys, SIZE.1 - BOTTOM, TOP + legend.last().map_or(0.0, |place| place.1));
     let mut group = Group::new()
         .add(text(&panel.title, LEFT, 20.0, "start").set("font-weight", 600))
         .add(grey(text(&panel.x, (x.start + x.end) / 2.0, SIZE.1 - 10.0, "middle")));
@@ -151,23 +154,36 @@ fn draw(panel: &Panel) -> Group {
         )));
     }
     group = group.add(line((x.start, y.start), (x.end, y.start), "#868e96"));
-    let mut legend = LEFT;
-    for series in &panel.series {
+    for (series, (left, down)) in panel.series.iter().zip(legend) {
         group = group
             .add(series.draw(&x, &y))
             .add(
                 Rectangle::new()
-                    .set("x", legend)
-                    .set("y", 31)
+                    .set("x", left)
+                    .set("y", 31.0 + down)
                     .set("width", 10)
                     .set("height", 10)
                     .set("rx", 2)
                     .set("fill", series.colour()),
             )
-            .add(text(&series.name, legend + 15.0, 40.0, "start"));
-        legend += 33.0 + 6.4 * series.name.chars().count() as f64;
+            .add(text(&series.name, left + 15.0, 40.0 + down, "start"));
     }
     group
+}
+
+/// Where each name begins: from the left, and down from the first line.
+fn legend(series: &[Series]) -> Vec<(f64, f64)> {
+    let (mut left, mut down) = (LEFT, 0.0);
+    let place = |series: &Series| {
+        let width = 33.0 + 6.4 * series.name.chars().count() as f64;
+        if left > LEFT && left + width > SIZE.0 {
+            (left, down) = (LEFT, down + LINE);
+        }
+        let at = (left, down);
+        left += width;
+        at
+    };
+    series.iter().map(place).collect()
 }
 
 impl Series {

@@ -1,8 +1,10 @@
 //! Pictures of runs: SVG charts, and sparklines for the terminal.
 
 mod chart;
+mod values;
 
 pub use chart::{Mark, Panel, Series, chart};
+pub use values::value_functions;
 
 /// Values as a line of eight heights, from the smallest to the largest; what is not finite is a
 /// space. At most `width` characters: neighbours are averaged.

@@ -43,6 +43,7 @@ pub struct Trainer<'a, T: Real> {
 
 /// What changes from step to step beside the session.
 struct Run<'a, T: Real> {
+    /// How the reference follows the policy, if it does.
     sync: Option<SyncRefModel>,
     folder: &'a ModelFolder,
     policy: Policy<T>,

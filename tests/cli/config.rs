@@ -116,7 +116,7 @@ fn wrong_files_are_named() {
         ("optim: sgd", "field `optim`: not supported: expected adamw_torch"),
         ("rpo_alpha: 1.0", "field `rpo_alpha`: not supported: expected no such setting"),
         ("deepspeed: {stage: 3}", "field `deepspeed`: not supported"),
-        ("sync_ref_model: true", "sync_ref_model"),
+        ("ld_alpha: 0.5", "ld_alpha"),
     ] {
         let text = if yaml.starts_with('[') { yaml.into() } else { format!("{base}{yaml}\n") };
         let path = fixture.write("config.yaml", text);

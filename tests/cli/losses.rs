@@ -80,6 +80,54 @@ fn columns_have_their_effect() {
 }
 
 #[test]
+fn several_candidates_with_a_table_of_probabilities() {
+    let fixture = Fixture::new();
+    let table = [[0.5, 0.9, 0.6], [0.1, 0.5, 0.3], [0.4, 0.7, 0.5]];
+    let row = |i: usize| {
+        json!({
+            "prompt": format!("Tell me of rain, {i} times."),
+            "responses": [" is wide and calm", " who knows", " go away now"],
+            "probabilities": table,
+        })
+    };
+    let rows: Vec<Value> = (0..8).map(row).collect();
+    let data = fixture.rows("candidates.jsonl", &rows);
+    let more =
+        format!("--dataset {data} --per-device-train-batch-size 24 --max-steps 4 --beta 0.5");
+    let logit = |p: f64| (p / (1.0 - p)).ln();
+    let psis: [(&str, &dyn Fn(f64) -> f64); 2] = [("identity", &|p| p), ("logit", &logit)];
+    for (name, psi) in psis {
+        let g = table.map(|row| row.map(psi).iter().sum::<f64>() / 3.0);
+        let square = |(i, j): (usize, usize)| ((g[i] - g[j]) / 0.5).powi(2);
+        let expected = [(0, 1), (0, 2), (2, 1)].map(square).iter().sum::<f64>() / 3.0;
+        let more = format!("{more} --loss-type psi_po --psi {name}");
+        let losses = losses(&fixture.train("dpo", name, &more));
+        // Policy and reference agree at first, so the loss is the squared target.
+        assert!((losses[0] - expected).abs() < 1e-12 * expected, "{name}: {losses:?} {expected}");
+        assert!(losses[3] < losses[0], "{name}: {losses:?}");
+    }
+    // Others take each pair's own probability.
+    let soft = losses(&fixture.train("dpo", "soft", &more));
+    assert!((soft[0] - 2f64.ln()).abs() < 1e-12 && soft[3] < soft[0], "{soft:?}");
+    fixture.run("dpo", "hard", &format!("{more} --loss-type ipo")).fails(&["target_prob"]);
+    for (field, value, says) in [
+        ("probabilities", json!([[0.5, 0.9], [0.2, 0.5]]), "a table of 3 lists of 3 numbers"),
+        ("probabilities", json!([[0.5, 0.9, 0.6], [0.2, 0.5, 0.3], [0.4, 0.7, 0.5]]), "= 1"),
+        ("responses", json!([" one"]), "at least two texts"),
+        ("responses", json!([" one", "", " two"]), "none empty, got \"\""),
+    ] {
+        let mut rows = rows.clone();
+        rows[1][field] = value;
+        let data = fixture.rows("bad.jsonl", &rows);
+        fixture.run("dpo", "bad", &format!("--dataset {data}")).fails(&[
+            "bad.jsonl:2",
+            field,
+            says,
+        ]);
+    }
+}
+
+#[test]
 fn without_a_reference() {
     let fixture = Fixture::new();
     let metrics = trains(&fixture, "free", "--reference-free");

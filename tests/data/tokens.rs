@@ -24,7 +24,8 @@ fn keep(max_length: impl Into<Option<usize>>, truncation: Truncation) -> Limits 
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> PairText {
     let (prompt, chosen, rejected) = (prompt.into(), chosen.into(), rejected.into());
-    PairText { prompt, chosen, rejected, margin: None, weight: None, target_prob: None }
+    let (margin, weight, target_prob, candidates) = (None, None, None, None);
+    PairText { prompt, chosen, rejected, margin, weight, target_prob, candidates }
 }
 
 fn pairs(rows: &str) -> Table {

@@ -36,8 +36,9 @@ fn the_majority_wins_under_kto_and_not_under_dpo() {
     }
 }
 
-#[test]
-fn the_reference_point_spreads_as_one_over_the_root_of_the_batch() {
+/// Of each size of a micro-batch: the mean and the spread of so many estimates of z0; and the mean and the
+/// deviation of a single log-ratio.
+pub(super) fn measured(sizes: &[usize], count: usize) -> (Vec<(usize, f64, f64)>, f64, f64) {
     // Eight prompts, six answers; the policy gives the answers seen in the data about e times what the
     // reference does, so that the clamp at 0 is not in play.
     const PROMPTS: usize = 8;
@@ -61,8 +62,8 @@ fn the_reference_point_spreads_as_one_over_the_root_of_the_batch() {
     let deviation = cells.iter().map(|(p, r)| p * (r - mean).powi(2)).sum::<f64>().sqrt();
     assert!(mean > 3.0 * deviation, "{mean} {deviation}");
 
-    for m in [2usize, 8, 32, 128] {
-        let estimates: Vec<f64> = (0..4000)
+    let mut estimates_of = |m: usize| {
+        let estimates: Vec<f64> = (0..count)
             .map(|_| {
                 let prompts: Vec<usize> = (0..m).map(|_| random.below(PROMPTS)).collect();
                 let answers: Vec<usize> = (0..m).map(|_| random.draw(&seen)).collect();
@@ -76,10 +77,21 @@ fn the_reference_point_spreads_as_one_over_the_root_of_the_batch() {
         let n = estimates.len() as f64;
         let centre = estimates.iter().sum::<f64>() / n;
         let spread = (estimates.iter().map(|z| (z - centre).powi(2)).sum::<f64>() / n).sqrt();
+        (m, centre, spread)
+    };
+    (sizes.iter().map(|&m| estimates_of(m)).collect(), mean, deviation)
+}
+
+#[test]
+fn the_reference_point_spreads_as_one_over_the_root_of_the_batch() {
+    const COUNT: usize = 4000;
+    let (points, mean, deviation) = measured(&[2, 8, 32, 128], COUNT);
+    for (m, centre, spread) in points {
         // 4,000 estimates give their spread to about 1%.
         let ratio = spread * (m as f64).sqrt() / deviation;
         assert!((ratio - 1.0).abs() < 0.05, "m {m}: {ratio}");
-        assert!((centre - mean).abs() < 5.0 * spread / n.sqrt(), "m {m}: {centre} against {mean}");
+        let error = 5.0 * spread / (COUNT as f64).sqrt();
+        assert!((centre - mean).abs() < error, "m {m}: {centre} against {mean}");
     }
 }
 

@@ -1,6 +1,8 @@
 //! Experiments whose outcome is known in closed form, on tabular policies.
 
 mod ai_feedback;
+#[cfg(feature = "trainer")]
+mod charts;
 mod kto;
 mod overfitting;
 mod ppo;

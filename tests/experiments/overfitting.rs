@@ -18,12 +18,12 @@ fn sigmoid(x: f64) -> f64 {
 }
 
 /// a > b, b > c, a > c: the logits are 1 / (3 tau) apart.
-fn ordered() -> [Comparison; 3] {
+pub(super) fn ordered() -> [Comparison; 3] {
     [Comparison::certain(0, 1), Comparison::certain(1, 2), Comparison::certain(0, 2)]
 }
 
 /// a > b, b > a, b > c.
-fn contradictory() -> [Comparison; 3] {
+pub(super) fn contradictory() -> [Comparison; 3] {
     [Comparison::certain(0, 1), Comparison::certain(1, 0), Comparison::certain(1, 2)]
 }
 

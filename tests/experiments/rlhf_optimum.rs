@@ -6,15 +6,15 @@ use super::assert_near;
 use super::tabular::{Comparison, Rate, fit_comparisons, gibbs, kl, ln};
 use crate::random::Random;
 
-const REFERENCE: [f64; 4] = [0.4, 0.3, 0.2, 0.1];
-const REWARDS: [f64; 4] = [0.0, 1.0, 2.0, 3.0];
+pub(super) const REFERENCE: [f64; 4] = [0.4, 0.3, 0.2, 0.1];
+pub(super) const REWARDS: [f64; 4] = [0.0, 1.0, 2.0, 3.0];
 
 fn preference(i: usize, j: usize) -> f64 {
     1.0 / (1.0 + (REWARDS[j] - REWARDS[i]).exp())
 }
 
 /// Every pair once, labelled by the exact Bradley-Terry probability.
-fn soft() -> Vec<Comparison> {
+pub(super) fn soft() -> Vec<Comparison> {
     let pairs = (0..4).flat_map(|i| (0..i).map(move |j| (i, j)));
     pairs
         .map(|(i, j)| Comparison { prob: Some(preference(i, j)), ..Comparison::certain(i, j) })

@@ -5,11 +5,11 @@ use collimate::losses::{Dpo, PairLoss};
 use super::assert_near;
 use super::tabular::{Comparison, Rate, exp, fit_comparisons, kl, ln, log_softmax};
 
-const DATA: [f64; 4] = [0.5, 0.3, 0.15, 0.05];
-const START: [f64; 4] = [0.1, 0.2, 0.3, 0.4];
+pub(super) const DATA: [f64; 4] = [0.5, 0.3, 0.15, 0.05];
+pub(super) const START: [f64; 4] = [0.1, 0.2, 0.3, 0.4];
 
 /// A round in exact expectation: the data's answers against the model's own of the round before.
-fn round(policy: &[f64], lambda: f64) -> Vec<f64> {
+pub(super) fn round(policy: &[f64], lambda: f64) -> Vec<f64> {
     let loss: PairLoss = Dpo { beta: lambda, label_smoothing: 0.0 }.into();
     let pairs = (0..4).flat_map(|w| (0..4).map(move |l| (w, l)));
     let data: Vec<Comparison> = pairs

@@ -2,7 +2,7 @@
 
 use collimate::losses::*;
 
-fn pair(lw: f64, ll: f64, rw: f64, rl: f64) -> PairInputs {
+fn pair(lw: f64, ll: f64, rw: f64, rl: f64) -> PairInputs<'static> {
     PairInputs {
         policy_chosen_logp: lw,
         policy_rejected_logp: ll,
@@ -14,7 +14,7 @@ fn pair(lw: f64, ll: f64, rw: f64, rl: f64) -> PairInputs {
     }
 }
 
-fn pairs() -> Vec<PairInputs> {
+fn pairs() -> Vec<PairInputs<'static>> {
     vec![pair(-3.0, -8.0, -4.0, -2.0), pair(-9.0, -2.0, -1.0, -7.5), pair(-5.0, -6.5, -6.0, -6.0)]
 }
 

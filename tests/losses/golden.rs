@@ -139,7 +139,7 @@ fn paired_losses_match() {
             rejected_tokens: &case.tokens("rejected_lengths", pairs),
             target_probs: probs.as_deref(),
             target_logps: targets.as_deref(),
-            weights: None,
+            ..PairBatch::default()
         };
         let objective = PairObjective::parse(name, &case.options()).unwrap();
         let out = preference_loss(&objective, &batch, Normaliser::single(pairs)).unwrap();

@@ -70,6 +70,7 @@ impl Pairs {
             target_probs: self.probs.as_deref(),
             target_logps: Some(&self.logps[TARGET]),
             weights: Some(&self.weights),
+            ..PairBatch::default()
         };
         let normaliser = Normaliser { pairs: 7.0, micro_batches: 2.0 };
         preference_loss(objective, &batch, normaliser).unwrap()

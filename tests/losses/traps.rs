@@ -6,7 +6,7 @@ use collimate::losses::*;
 
 use super::every_paired_loss;
 
-fn inputs(lw: f64, ll: f64, rw: f64, rl: f64) -> PairInputs {
+fn inputs(lw: f64, ll: f64, rw: f64, rl: f64) -> PairInputs<'static> {
     PairInputs {
         policy_chosen_logp: lw,
         policy_rejected_logp: ll,

@@ -97,6 +97,7 @@ fn check<S: Real>(
         rejected_tokens: &tokens,
         target_probs: pairs.target_probs,
         target_logps: Some(&zeros),
+        candidates: None,
         weights: None,
     };
     losses::check_batch(objective, &batch, normaliser)

@@ -3,7 +3,7 @@ use std::ops::Range;
 use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
 use crate::Result;
 use crate::data::formats::PairText;
-use crate::data::{Dataset, Pair};
+use crate::data::{Candidates, Dataset, Pair};
 use crate::losses::{BatchOutput, Normaliser, PairBatch, PairObjective, preference_loss};
 use crate::nn::LayoutBuilder;
 use crate::train::metrics::Means;
@@ -51,6 +51,8 @@ impl Paired {
         };
         let (chosen, rejected) = (side(&scores.logps, 0), side(&scores.logps, 1));
         let (ref_chosen, ref_rejected) = (side(&scores.reference, 0), side(&scores.reference, 1));
+        let candidates = examples.iter().map(|&e| self.pairs.text(e)?.candidates.as_ref());
+        let candidates: Vec<_> = candidates.map(|all| all.map(Candidates::rows)).collect();
         let targets = self.targets.as_ref().map(|_| side(&scores.logps, 2));
         let (weights, probs) =
             (column(1.0, |pair| pair.weight), column(1.0, |pair| pair.target_prob));
@@ -64,6 +66,7 @@ impl Paired {
                 chosen_tokens: &tokens(0),
                 rejected_tokens: &tokens(1),
                 target_probs: probs.as_deref(),
+                candidates: Some(&candidates),
                 target_logps: targets.as_deref(),
                 weights: weights.as_deref(),
             },
