@@ -38,7 +38,8 @@ enum collimate_error {
     COLLIMATE_ERROR_NONE = 0,
     COLLIMATE_ERROR_TOKEN = 1,   /* a target is neither COLLIMATE_IGNORE nor in [0, vocab); value: the target */
     COLLIMATE_ERROR_LOGITS = 2,  /* a row's logsumexp is not finite (all -inf, or a NaN or +inf); value: its bits */
-    COLLIMATE_ERROR_INDEX = 3    /* an index of rows is outside the matrix; value: the index */
+    COLLIMATE_ERROR_INDEX = 3,   /* an index of rows is outside the matrix; value: the index */
+    COLLIMATE_ERROR_NORM = 4     /* the norm of the gradients is not finite; row: the step, value: its bits in float32 */
 };
 
 /* The target of a row that is not scored. */
@@ -287,7 +288,8 @@ int32_t collimate_gather_rows_forward(
     int64_t rows, int64_t columns, int64_t source_rows, int64_t out_stride, int64_t source_stride, int32_t dtype,
     int32_t *error, void *stream);
 
-/* Adds the gradients of rows gathered from one place in the order of `order`, in float32, rounded once.
+/* Adds the gradients of rows gathered from one place in the order of `order`, in float32, rounded once. dsource may be
+ * float32 where dout is not: the gradient of an embedding.
  * Destination u collects dout[order[i]] for i in offsets[u] .. offsets[u + 1]: sort the rows by index, stably. */
 int32_t collimate_gather_rows_backward(
     void *dsource,               /* [source_rows, columns] +=, stride source_stride */
@@ -295,8 +297,145 @@ int32_t collimate_gather_rows_backward(
     const int32_t *destinations, /* [groups], each at most once */
     const int32_t *offsets,      /* [groups + 1] */
     const int32_t *order,        /* [rows] */
-    int64_t groups, int64_t columns, int64_t source_rows, int64_t out_stride, int64_t source_stride, int32_t dtype,
-    int32_t *error, void *stream);
+    int64_t groups, int64_t columns, int64_t source_rows, int64_t out_stride, int64_t source_stride,
+    int32_t dsource_dtype, int32_t dtype, int32_t *error, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * elementwise: sums, scales, fills and conversions. 16-bit results are rounded once from float32.
+ */
+
+/* y += x. A stride of 0 adds the one row of x to every row: a bias. */
+int32_t collimate_add(
+    void *y,       /* [rows, columns] +=, stride y_stride */
+    const void *x, /* [rows, columns], stride x_stride; or [1, columns], stride 0 */
+    int64_t rows, int64_t columns, int64_t y_stride, int64_t x_stride, int32_t dtype, void *stream);
+
+/* x = factor factors[row] x */
+int32_t collimate_scale(
+    void *x,              /* [rows, columns] =, stride `stride` */
+    const float *factors, /* [rows], NULL: 1 */
+    float factor, int64_t rows, int64_t columns, int64_t stride, int32_t dtype, void *stream);
+
+int32_t collimate_fill(
+    void *x, /* [rows, columns] =  value; stride `stride` */
+    float value, int64_t rows, int64_t columns, int64_t stride, int32_t dtype, void *stream);
+
+/* Between any two dtypes; exact to a wider one, else to nearest, ties to even. */
+int32_t collimate_cast(
+    void *out,     /* [rows, columns] =, stride out_stride, out_dtype */
+    const void *x, /* [rows, columns], stride x_stride, x_dtype */
+    int64_t rows, int64_t columns, int64_t out_stride, int64_t x_stride, int32_t out_dtype, int32_t x_dtype,
+    void *stream);
+
+int64_t collimate_bias_backward_workspace(int64_t rows, int64_t columns);
+
+/* The gradient of a bias: sums over 64 rows in float32, of those in float64. */
+int32_t collimate_bias_backward(
+    float *dbias,   /* [columns] +=  sum of the rows of dy */
+    const void *dy, /* [rows, columns], stride dy_stride */
+    int64_t rows, int64_t columns, int64_t dy_stride, int32_t dtype,
+    void *workspace, int64_t workspace_bytes, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * rmsnorm: out = x rstd weight, rstd = 1 / sqrt(mean(x^2) + eps), over every `width` columns of the `groups` of a row.
+ * rows * groups is below 2^31, width at most COLLIMATE_RMSNORM_WIDTH.
+ */
+
+#define COLLIMATE_RMSNORM_WIDTH 32768
+
+/* With a residual: residual += x, and the rounded sum is what is normalised. */
+int32_t collimate_rmsnorm_forward(
+    void *out,          /* [rows, groups * width] =, stride out_stride */
+    float *rstd,        /* [rows, groups] =, stride rstd_stride */
+    void *residual,     /* [rows, groups * width] +=, stride residual_stride; NULL: none */
+    const void *x,      /* [rows, groups * width], stride x_stride */
+    const void *weight, /* [width] */
+    int64_t rows, int64_t groups, int64_t width, int64_t out_stride, int64_t rstd_stride, int64_t residual_stride,
+    int64_t x_stride, float eps, int32_t dtype, void *stream);
+
+int64_t collimate_rmsnorm_backward_workspace(int64_t rows, int64_t groups, int64_t width, int32_t dtype);
+
+int32_t collimate_rmsnorm_backward(
+    void *dx,           /* [rows, groups * width] =, or += where add_to_dx is not 0; stride dx_stride */
+    float *dweight,     /* [width] += */
+    const void *dout,   /* [rows, groups * width], stride dout_stride */
+    const void *x,      /* [rows, groups * width], stride x_stride: what was normalised */
+    const void *weight, /* [width] */
+    const float *rstd,  /* [rows, groups], stride rstd_stride, of forward */
+    int64_t rows, int64_t groups, int64_t width, int64_t dx_stride, int64_t dout_stride, int64_t x_stride,
+    int64_t rstd_stride, int32_t add_to_dx, int32_t dtype, void *workspace, int64_t workspace_bytes, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * rope: rotary position embedding, half-split: column i of a head is paired with column i + half.
+ */
+
+int32_t collimate_rope_table(
+    float *table,             /* [rows, 2 half] =  the cosines of a position's angles, then their sines */
+    const int32_t *positions, /* [rows] */
+    const double *inv_freq,   /* [half] radians per position; angles are float64 */
+    int64_t rows, int64_t half, void *stream);
+
+/* Turns (a, b) to (a cos - b sin, b cos + a sin); backwards by minus the angle: the gradient. */
+int32_t collimate_rope(
+    void *x,            /* [rows, heads * 2 half] =, stride `stride` */
+    const float *table, /* [rows, 2 half] */
+    int64_t rows, int64_t heads, int64_t half, int64_t stride, int32_t backwards, int32_t dtype, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * swiglu: silu(gate) up, silu(x) = x / (1 + exp(-x)). The gate's columns lie before those of the up-projection.
+ */
+
+int32_t collimate_swiglu_forward(
+    void *out,           /* [rows, columns] =, stride out_stride */
+    const void *gate_up, /* [rows, 2 columns], stride gate_up_stride */
+    int64_t rows, int64_t columns, int64_t out_stride, int64_t gate_up_stride, int32_t dtype, void *stream);
+
+int32_t collimate_swiglu_backward(
+    void *dgate_up,      /* [rows, 2 columns] =, stride dgate_up_stride */
+    const void *dout,    /* [rows, columns], stride dout_stride */
+    const void *gate_up, /* [rows, 2 columns], stride gate_up_stride */
+    int64_t rows, int64_t columns, int64_t dgate_up_stride, int64_t dout_stride, int64_t gate_up_stride,
+    int32_t dtype, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * global_norm: the Euclidean norm of all values of a matrix, in float64; not finite where a value is not.
+ */
+
+int64_t collimate_global_norm_workspace(int64_t rows, int64_t columns, int64_t stride);
+
+int32_t collimate_global_norm(
+    double *norm,  /* [1] = */
+    const void *x, /* [rows, columns], stride `stride` */
+    int64_t rows, int64_t columns, int64_t stride, int32_t dtype, void *workspace, int64_t workspace_bytes, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * adamw: a step with decoupled weight decay over ranges of arenas, in the order of operations of torch.optim.AdamW.
+ * Gradients are scaled by min(1, max_grad_norm / (norm + 1e-6)). With a norm that is not finite nothing is written, and
+ * the error word is set.
+ */
+
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay;
+    double max_grad_norm; /* 0: gradients are not scaled */
+    int64_t step;         /* from 1 */
+} collimate_adamw_config;
+
+/* Device memory, unlike other structs. */
+typedef struct {
+    int64_t start, end; /* values start .. end of every arena */
+    int64_t decay;      /* 0 or not: whether the weights decay */
+} collimate_adamw_range;
+
+int32_t collimate_adamw(
+    void *weights,                        /* the master weights, rounded =; NULL: not wanted */
+    float *master,                        /* += the step */
+    float *m,                             /* first moment, updated */
+    float *v,                             /* second moment, updated */
+    const float *grads,
+    const double *norm,                   /* [1], of the gradients */
+    const collimate_adamw_range *ranges,  /* [range_count], ascending and apart, all of them in begin .. end */
+    const collimate_adamw_config *config, /* host memory */
+    int64_t range_count, int64_t begin, int64_t end, int32_t dtype, int32_t *error, void *stream);
 
 /* ------------------------------------------------------------------------------------------------------------------
  * attention: out = softmax(scale q k^T) v, head by head; causal over segments of rows, with shared prefixes and grouped

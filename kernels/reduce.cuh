@@ -20,13 +20,19 @@ struct Max {
     __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-// Every lane gets the result.
+// Every lane gets the result of its team: `lanes` neighbours, a power of two up to a warp. All lanes of the warp call it.
 template <class Combine, class T>
-__device__ __forceinline__ T reduce_warp(T value, Combine combine) {
-    for (int bits = kWarpSize / 2; bits > 0; bits /= 2) {
+__device__ __forceinline__ T reduce_team(T value, Combine combine, int lanes) {
+    for (int bits = lanes / 2; bits > 0; bits /= 2) {
         value = combine(value, __shfl_xor_sync(kFullWarp, value, bits));
     }
     return value;
+}
+
+// Every lane gets the result.
+template <class Combine, class T>
+__device__ __forceinline__ T reduce_warp(T value, Combine combine) {
+    return reduce_team(value, combine, kWarpSize);
 }
 
 // Every thread gets the result. `scratch` holds one T per warp; it may be used again after the call.

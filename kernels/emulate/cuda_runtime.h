@@ -113,6 +113,10 @@ inline int __float_as_int(float value) { return int(__float_as_uint(value)); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return unsigned(((std::uint64_t(high) << 32) | low) >> (shift & 31));
 }
+// Kept apart from their neighbours: never a part of a fused multiply-add.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+using std::isfinite;
 using std::max;
 using std::min;
 

@@ -154,6 +154,11 @@ void preference_loss();
 void kto_loss();
 void gather_rows();
 void attention();
+void elementwise();
+void rmsnorm();
+void rope();
+void swiglu();
+void adamw();
 void planted_right_forms();
 void planted_reports();
 // Runs the wrong kernel of that name; 0 if nothing was seen.

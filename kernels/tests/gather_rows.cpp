@@ -43,7 +43,7 @@ void check(int rows, int columns, int source_rows, int pad) {
         std::memcpy(dsource.data(), source.data(), source.size() * sizeof(T));
         const int status = collimate_gather_rows_backward(dsource.data(), out.data(), places.data(), starts.data(), order.data(),
                                                           places.size(), columns, source_rows, out_stride, stride,
-                                                          Of<T>::dtype, error.data(), nullptr);
+                                                          Of<T>::dtype, Of<T>::dtype, error.data(), nullptr);
         expect(status == 0, "gather_rows backward returned %d", status);
         std::string bytes;
         dsource.append_to(bytes);
@@ -58,7 +58,27 @@ void check(int rows, int columns, int source_rows, int pad) {
             expect(Of<T>::wide(dsource[size_t(s) * stride + c]) == Of<T>::wide(Of<T>::from(sum)), "dsource row %d column %d", s, c);
         }
     }
-    expect(out.intact() && dsource.intact() && error[0] == 0, "gather_rows wrote outside");
+    Guarded<float> wide(source.size());
+    in_all_orders("gather_rows backward in f32", [&] {
+        for (size_t i = 0; i < wide.size(); i++) wide[i] = float(i % 5);
+        const int status = collimate_gather_rows_backward(wide.data(), out.data(), places.data(), starts.data(), order.data(),
+                                                          places.size(), columns, source_rows, out_stride, stride,
+                                                          COLLIMATE_F32, Of<T>::dtype, error.data(), nullptr);
+        expect(status == 0, "gather_rows backward in f32 returned %d", status);
+        std::string bytes;
+        wide.append_to(bytes);
+        return bytes;
+    });
+    for (int s = 0; s < source_rows; s++) {
+        for (int c = 0; c < stride; c++) {
+            float sum = float((size_t(s) * stride + c) % 5);
+            for (int r = 0; r < rows && c < columns; r++) {
+                if (indices[r] == s) sum += float(Of<T>::wide(out[size_t(r) * out_stride + c]));
+            }
+            expect(wide[size_t(s) * stride + c] == sum, "dsource in f32 row %d column %d", s, c);
+        }
+    }
+    expect(out.intact() && dsource.intact() && wide.intact() && error[0] == 0, "gather_rows wrote outside");
     if (rows < 2) return;
     indices[1] = source_rows;
     collimate_gather_rows_forward(out.data(), source.data(), indices.data(), rows, columns, source_rows, out_stride, stride,

@@ -12,6 +12,9 @@ int main(int count, char **arguments) {
         {"sequence_sum", test::sequence_sum},       {"preference_loss", test::preference_loss},
         {"kto_loss", test::kto_loss},               {"gather_rows", test::gather_rows},
         {"token_logprobs", test::token_logprobs},     {"attention", test::attention},
+        {"elementwise", test::elementwise},         {"rmsnorm", test::rmsnorm},
+        {"rope", test::rope},                       {"swiglu", test::swiglu},
+        {"adamw", test::adamw},
     };
     if (count == 3 && !std::strcmp(arguments[1], "planted")) return test::planted(arguments[2]);
     if (const char *text = std::getenv("COLLIMATE_TEST_ORDERS")) test::orders = std::atoi(text);

@@ -91,6 +91,9 @@ fn fault([code, row, value]: [i32; 3]) -> Result<()> {
         ffi::COLLIMATE_ERROR_TOKEN => "a token id outside the vocabulary",
         ffi::COLLIMATE_ERROR_LOGITS => "logits whose log-sum-exp is not finite",
         ffi::COLLIMATE_ERROR_INDEX => "an index outside the matrix",
+        ffi::COLLIMATE_ERROR_NORM => {
+            "a norm of the gradients that is not finite; the row is the step"
+        }
         _ => "a fault",
     };
     Err(crate::Error::Kernel { what, code, row, value })

@@ -2,6 +2,7 @@
 
 pub const COLLIMATE_IGNORE: i32 = -100;
 pub const COLLIMATE_PREFERENCE_TERMS: u32 = 8;
+pub const COLLIMATE_RMSNORM_WIDTH: u32 = 32768;
 pub const COLLIMATE_ATTENTION_BLOCK: u32 = 128;
 pub const COLLIMATE_F32: collimate_dtype = 0;
 pub const COLLIMATE_BF16: collimate_dtype = 1;
@@ -16,6 +17,7 @@ pub const COLLIMATE_ERROR_NONE: collimate_error = 0;
 pub const COLLIMATE_ERROR_TOKEN: collimate_error = 1;
 pub const COLLIMATE_ERROR_LOGITS: collimate_error = 2;
 pub const COLLIMATE_ERROR_INDEX: collimate_error = 3;
+pub const COLLIMATE_ERROR_NORM: collimate_error = 4;
 pub type collimate_error = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -442,6 +444,253 @@ unsafe extern "C" {
         source_rows: i64,
         out_stride: i64,
         source_stride: i64,
+        dsource_dtype: i32,
+        dtype: i32,
+        error: *mut i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_add(
+        y: *mut ::core::ffi::c_void,
+        x: *const ::core::ffi::c_void,
+        rows: i64,
+        columns: i64,
+        y_stride: i64,
+        x_stride: i64,
+        dtype: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_scale(
+        x: *mut ::core::ffi::c_void,
+        factors: *const f32,
+        factor: f32,
+        rows: i64,
+        columns: i64,
+        stride: i64,
+        dtype: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_fill(
+        x: *mut ::core::ffi::c_void,
+        value: f32,
+        rows: i64,
+        columns: i64,
+        stride: i64,
+        dtype: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_cast(
+        out: *mut ::core::ffi::c_void,
+        x: *const ::core::ffi::c_void,
+        rows: i64,
+        columns: i64,
+        out_stride: i64,
+        x_stride: i64,
+        out_dtype: i32,
+        x_dtype: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_bias_backward_workspace(rows: i64, columns: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn collimate_bias_backward(
+        dbias: *mut f32,
+        dy: *const ::core::ffi::c_void,
+        rows: i64,
+        columns: i64,
+        dy_stride: i64,
+        dtype: i32,
+        workspace: *mut ::core::ffi::c_void,
+        workspace_bytes: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_rmsnorm_forward(
+        out: *mut ::core::ffi::c_void,
+        rstd: *mut f32,
+        residual: *mut ::core::ffi::c_void,
+        x: *const ::core::ffi::c_void,
+        weight: *const ::core::ffi::c_void,
+        rows: i64,
+        groups: i64,
+        width: i64,
+        out_stride: i64,
+        rstd_stride: i64,
+        residual_stride: i64,
+        x_stride: i64,
+        eps: f32,
+        dtype: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_rmsnorm_backward_workspace(
+        rows: i64,
+        groups: i64,
+        width: i64,
+        dtype: i32,
+    ) -> i64;
+}
+unsafe extern "C" {
+    pub fn collimate_rmsnorm_backward(
+        dx: *mut ::core::ffi::c_void,
+        dweight: *mut f32,
+        dout: *const ::core::ffi::c_void,
+        x: *const ::core::ffi::c_void,
+        weight: *const ::core::ffi::c_void,
+        rstd: *const f32,
+        rows: i64,
+        groups: i64,
+        width: i64,
+        dx_stride: i64,
+        dout_stride: i64,
+        x_stride: i64,
+        rstd_stride: i64,
+        add_to_dx: i32,
+        dtype: i32,
+        workspace: *mut ::core::ffi::c_void,
+        workspace_bytes: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_rope_table(
+        table: *mut f32,
+        positions: *const i32,
+        inv_freq: *const f64,
+        rows: i64,
+        half: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_rope(
+        x: *mut ::core::ffi::c_void,
+        table: *const f32,
+        rows: i64,
+        heads: i64,
+        half: i64,
+        stride: i64,
+        backwards: i32,
+        dtype: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_swiglu_forward(
+        out: *mut ::core::ffi::c_void,
+        gate_up: *const ::core::ffi::c_void,
+        rows: i64,
+        columns: i64,
+        out_stride: i64,
+        gate_up_stride: i64,
+        dtype: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_swiglu_backward(
+        dgate_up: *mut ::core::ffi::c_void,
+        dout: *const ::core::ffi::c_void,
+        gate_up: *const ::core::ffi::c_void,
+        rows: i64,
+        columns: i64,
+        dgate_up_stride: i64,
+        dout_stride: i64,
+        gate_up_stride: i64,
+        dtype: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_global_norm_workspace(rows: i64, columns: i64, stride: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn collimate_global_norm(
+        norm: *mut f64,
+        x: *const ::core::ffi::c_void,
+        rows: i64,
+        columns: i64,
+        stride: i64,
+        dtype: i32,
+        workspace: *mut ::core::ffi::c_void,
+        workspace_bytes: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct collimate_adamw_config {
+    pub lr: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    pub step: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_adamw_config"][::core::mem::size_of::<collimate_adamw_config>() - 56usize];
+    ["Alignment of collimate_adamw_config"]
+        [::core::mem::align_of::<collimate_adamw_config>() - 8usize];
+    ["Offset of field: collimate_adamw_config::lr"]
+        [::core::mem::offset_of!(collimate_adamw_config, lr) - 0usize];
+    ["Offset of field: collimate_adamw_config::beta1"]
+        [::core::mem::offset_of!(collimate_adamw_config, beta1) - 8usize];
+    ["Offset of field: collimate_adamw_config::beta2"]
+        [::core::mem::offset_of!(collimate_adamw_config, beta2) - 16usize];
+    ["Offset of field: collimate_adamw_config::eps"]
+        [::core::mem::offset_of!(collimate_adamw_config, eps) - 24usize];
+    ["Offset of field: collimate_adamw_config::weight_decay"]
+        [::core::mem::offset_of!(collimate_adamw_config, weight_decay) - 32usize];
+    ["Offset of field: collimate_adamw_config::max_grad_norm"]
+        [::core::mem::offset_of!(collimate_adamw_config, max_grad_norm) - 40usize];
+    ["Offset of field: collimate_adamw_config::step"]
+        [::core::mem::offset_of!(collimate_adamw_config, step) - 48usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct collimate_adamw_range {
+    pub start: i64,
+    pub end: i64,
+    pub decay: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_adamw_range"][::core::mem::size_of::<collimate_adamw_range>() - 24usize];
+    ["Alignment of collimate_adamw_range"]
+        [::core::mem::align_of::<collimate_adamw_range>() - 8usize];
+    ["Offset of field: collimate_adamw_range::start"]
+        [::core::mem::offset_of!(collimate_adamw_range, start) - 0usize];
+    ["Offset of field: collimate_adamw_range::end"]
+        [::core::mem::offset_of!(collimate_adamw_range, end) - 8usize];
+    ["Offset of field: collimate_adamw_range::decay"]
+        [::core::mem::offset_of!(collimate_adamw_range, decay) - 16usize];
+};
+unsafe extern "C" {
+    pub fn collimate_adamw(
+        weights: *mut ::core::ffi::c_void,
+        master: *mut f32,
+        m: *mut f32,
+        v: *mut f32,
+        grads: *const f32,
+        norm: *const f64,
+        ranges: *const collimate_adamw_range,
+        config: *const collimate_adamw_config,
+        range_count: i64,
+        begin: i64,
+        end: i64,
         dtype: i32,
         error: *mut i32,
         stream: *mut ::core::ffi::c_void,

@@ -1,5 +1,9 @@
 //! AdamW with decoupled weight decay.
 
+mod launch;
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use super::cpu::{CHUNK, flat, flat_mut, run};
@@ -90,6 +94,10 @@ pub fn step<T: Element>(
     if params.step == 0 {
         return Err(Error::setting("step", "a step from 1", 0));
     }
+    check_ranges(ranges, rows * cols)?;
+    if let Some(cuda) = master.cuda() {
+        return launch::step(cuda, params, norm, Arenas { master, weights, grads, m, v }, ranges);
+    }
     let norm = norm.host(OP)?.row(0)[0];
     if !norm.is_finite() {
         let step = params.step;
@@ -109,13 +117,6 @@ pub fn step<T: Element>(
     let mut tasks = Vec::new();
     let (mut at, mut values) = (0, 0);
     for (range, decay) in ranges {
-        if range.start < at || range.end < range.start || range.end > grads.len() {
-            return Err(Error::shape(
-                OP,
-                format!("ascending ranges within {}", grads.len()),
-                format!("{range:?}"),
-            ));
-        }
         let (skip, len) = (range.start - at, range.len());
         let (p_part, p_rest) = master.split_at_mut(skip).1.split_at_mut(len);
         let (m_part, m_rest) = m.split_at_mut(skip).1.split_at_mut(len);
@@ -159,6 +160,18 @@ pub fn step<T: Element>(
     Ok(())
 }
 
+fn check_ranges(ranges: &[(Range<usize>, bool)], len: usize) -> Result<()> {
+    let mut at = 0;
+    for (range, _) in ranges {
+        if range.start < at || range.end < range.start || range.end > len {
+            let expected = format!("ascending ranges within {len}");
+            return Err(Error::shape(OP, expected, format!("{range:?}")));
+        }
+        at = range.end;
+    }
+    Ok(())
+}
+
 #[derive(Clone, Copy)]
 struct Coefficients<S> {
     grad_scale: S,
@@ -195,149 +208,6 @@ impl<S: Real> Kernel for Step<'_, S> {
             *w = *w * c.keep + c.rate * first / denominator;
             *m = first;
             *v = second;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::cpu::testing::*;
-    use half::bf16;
-
-    fn params(step: u64) -> AdamW {
-        AdamW {
-            lr: 1e-2,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            step,
-            max_grad_norm: 1.0,
-        }
-    }
-
-    /// The norm that the steps are told of.
-    const NORM: f64 = 2.0;
-
-    type State<S> = (Vec<S>, Vec<S>, Vec<S>);
-
-    fn column<T: crate::Plain>(values: &mut [T]) -> ViewMut<'_, T> {
-        let n = values.len();
-        ViewMut::from_slice(values, n, 1, 1).unwrap()
-    }
-
-    fn steps<S: Real>(n: usize, count: u64, ranges: &[(Range<usize>, bool)]) -> State<S> {
-        let mut weights = values::<S>(1, n);
-        let (mut m, mut v) = (vec![S::ZERO; n], vec![S::ZERO; n]);
-        for i in 1..=count {
-            let grads = values::<S>(10 + i, n);
-            let arenas = Arenas::<S> {
-                master: column(&mut weights),
-                weights: None,
-                grads: View::from_slice(&grads, n, 1, 1).unwrap(),
-                m: column(&mut m),
-                v: column(&mut v),
-            };
-            step(params(i), norm(&[NORM]), arenas, ranges).unwrap();
-        }
-        (weights, m, v)
-    }
-
-    fn norm(norm: &[f64; 1]) -> View<'_, f64> {
-        View::from_slice(norm, 1, 1, 1).unwrap()
-    }
-
-    /// The textbook, one value at a time, in f64.
-    fn naive(n: usize, count: u64, ranges: &[(Range<usize>, bool)]) -> State<f64> {
-        let mut weights = values::<f64>(1, n);
-        let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
-        for i in 1..=count {
-            let (p, grads) = (params(i), values::<f64>(10 + i, n));
-            for (range, decay) in ranges {
-                for j in range.clone() {
-                    let g = grads[j] / (NORM + 1e-6);
-                    if *decay {
-                        weights[j] *= 1.0 - p.lr * p.weight_decay;
-                    }
-                    m[j] = p.beta1 * m[j] + (1.0 - p.beta1) * g;
-                    v[j] = p.beta2 * v[j] + (1.0 - p.beta2) * g * g;
-                    let mhat = m[j] / (1.0 - p.beta1.powi(i as i32));
-                    let vhat = v[j] / (1.0 - p.beta2.powi(i as i32));
-                    weights[j] -= p.lr * mhat / (vhat.sqrt() + p.eps);
-                }
-            }
-        }
-        (weights, m, v)
-    }
-
-    #[test]
-    fn it_is_the_textbook() {
-        for n in [1, 37, 50_000] {
-            let ranges = [(0..n / 3, true), (n / 3..n / 2, false), (n / 2 + n % 2..n, true)];
-            let want = naive(n, 3, &ranges);
-            let got = steps::<f64>(n, 3, &ranges);
-            assert_close(&got.0, &want.0, 1e-12);
-            assert_close(&got.1, &want.1, 1e-14);
-            assert_close(&got.2, &want.2, 1e-14);
-            let got = same_on_any_pool(|| steps::<f32>(n, 3, &ranges));
-            assert_close(&got.0, &want.0, 2e-6);
-        }
-        steps::<f32>(0, 1, &[(0..0, true)]);
-    }
-
-    #[test]
-    fn nothing_outside_the_ranges_moves() {
-        let (weights, m, v) = steps::<f32>(10, 2, &[(3..5, true), (7..8, false)]);
-        let before = values::<f32>(1, 10);
-        for i in 0..10 {
-            let moved = (3..5).contains(&i) || i == 7;
-            assert_eq!(weights[i] != before[i], moved);
-            assert_eq!(m[i] != 0.0 && v[i] != 0.0, moved);
-        }
-    }
-
-    #[test]
-    fn ranges_that_overlap_or_leave_the_arena_are_refused() {
-        for ranges in [vec![(0..3, true), (2..4, true)], vec![(0..5, true)]] {
-            let (mut p, g, mut m, mut v) = ([0.0f32; 4], [0.0; 4], [0.0; 4], [0.0; 4]);
-            let arenas = Arenas::<f32> {
-                master: column(&mut p),
-                weights: None,
-                grads: View::from_slice(&g, 4, 1, 1).unwrap(),
-                m: column(&mut m),
-                v: column(&mut v),
-            };
-            let result = step(params(1), norm(&[NORM]), arenas, &ranges);
-            assert!(matches!(result, Err(Error::Shape { .. })));
-        }
-    }
-
-    #[test]
-    fn narrow_weights_are_the_rounded_master_ones() {
-        let n = 40_003;
-        let ranges = [(0..n - 5, true), (n - 3..n, false)];
-        let (mut master, grads) = (values::<f32>(1, n), values::<f32>(11, n));
-        let (mut m, mut v) = (vec![0.0f32; n], vec![0.0f32; n]);
-        let mut weights = vec![bf16::from_f32(9.0); n];
-        for broken in [f64::NAN, f64::INFINITY, NORM] {
-            let arenas = Arenas {
-                master: column(&mut master),
-                weights: Some(column(&mut weights)),
-                grads: View::from_slice(&grads, n, 1, 1).unwrap(),
-                m: column(&mut m),
-                v: column(&mut v),
-            };
-            let result = step(params(1), norm(&[broken]), arenas, &ranges);
-            if broken != NORM {
-                assert!(matches!(result, Err(Error::NonFinite(_))));
-                assert!(m.iter().all(|&m| m == 0.0) && weights[0] == bf16::from_f32(9.0));
-            }
-        }
-        assert!(master == steps::<f32>(n, 1, &ranges).0);
-        for (i, weight) in weights.iter().enumerate() {
-            let outside = (n - 5..n - 3).contains(&i);
-            assert_eq!(*weight, bf16::from_f32(if outside { 9.0 } else { master[i] }));
         }
     }
 }

@@ -25,7 +25,7 @@ pub fn forward<T: Plain>(x: View<T>, rows: View<i32>, out: ViewMut<T>) -> Result
     if let Some(cuda) = x.cuda() {
         rows.expect(OP, "rows", rows.rows(), 1)?;
         out.expect(OP, "out", rows.rows(), x.cols())?;
-        return launch_forward(cuda, x, rows, out);
+        return launch_forward(OP, cuda, x, rows, out);
     }
     let index = indices(&rows, x.rows()).map_err(|bad| outside(bad, x.rows()))?;
     out.expect(OP, "out", index.len(), x.cols())?;
@@ -45,25 +45,26 @@ pub fn backward<T: Element>(dout: View<T>, rows: View<i32>, dx: ViewMut<T>) -> R
     let index = indices(&rows, dx.rows()).map_err(|bad| outside(bad, dx.rows()))?;
     dout.expect(OP, "dout", index.len(), dx.cols())?;
     if let Some(cuda) = dx.cuda() {
-        return launch_backward(cuda, dout, &index, dx);
+        return launch_backward(OP, cuda, dout, &index, dx);
     }
     add_rows(dout.host(OP)?, &index, dx.host(OP)?);
     Ok(())
 }
 
-fn launch_forward<T: Plain>(
+pub(super) fn launch_forward<T: Plain>(
+    op: &'static str,
     cuda: &Cuda,
     x: View<T>,
     rows: View<i32>,
     out: ViewMut<T>,
 ) -> Result<()> {
-    let dtype = ffi::dtype::<T>(OP)?;
-    let (source, indices) = (x.on(OP, cuda)?.cast(), rows.packed_on(OP, cuda)?);
-    let to = out.on(OP, cuda)?.cast();
+    let dtype = ffi::dtype::<T>(op)?;
+    let (source, indices) = (x.on(op, cuda)?.cast(), rows.packed_on(op, cuda)?);
+    let to = out.on(op, cuda)?.cast();
     // SAFETY: the sizes are those of the views, all on this device; the kernel checks the indices.
     unsafe {
         launch!(
-            OP,
+            op,
             cuda,
             collimate_gather_rows_forward(
                 to,
@@ -82,13 +83,18 @@ fn launch_forward<T: Plain>(
     }
 }
 
-fn launch_backward<T: Element>(
+pub(super) fn launch_backward<T, U>(
+    op: &'static str,
     cuda: &Cuda,
     dout: View<T>,
     index: &[usize],
-    dx: ViewMut<T>,
-) -> Result<()> {
-    let dtype = ffi::dtype::<T>(OP)?;
+    dx: ViewMut<U>,
+) -> Result<()>
+where
+    T: Element,
+    U: Element<Stat = T::Stat>,
+{
+    let (dtype, dx_dtype) = (ffi::dtype::<T>(op)?, ffi::dtype::<U>(op)?);
     let order = in_order(index);
     let groups: Vec<&[usize]> = order.chunk_by(|&a, &b| index[a] == index[b]).collect();
     let upload = |values: Vec<i32>| Tensor::column(&cuda.device(), &values);
@@ -100,16 +106,16 @@ fn launch_backward<T: Element>(
     let offsets = upload(std::iter::once(0).chain(ends).collect())?;
     let order = upload(order.iter().map(|&n| n as i32).collect())?;
     let (destinations_at, offsets_at, order_at) = (
-        destinations.view().on(OP, cuda)?,
-        offsets.view().on(OP, cuda)?,
-        order.view().on(OP, cuda)?,
+        destinations.view().on(op, cuda)?,
+        offsets.view().on(op, cuda)?,
+        order.view().on(op, cuda)?,
     );
-    let (to, from) = (dx.on(OP, cuda)?.cast(), dout.on(OP, cuda)?.cast());
+    let (to, from) = (dx.on(op, cuda)?.cast(), dout.on(op, cuda)?.cast());
     // SAFETY: the sizes are those of the views, all on this device; the indices were checked, and
     // each destination stands once.
     unsafe {
         launch!(
-            OP,
+            op,
             cuda,
             collimate_gather_rows_backward(
                 to,
@@ -122,6 +128,7 @@ fn launch_backward<T: Element>(
                 dx.rows() as i64,
                 dout.stride() as i64,
                 dx.stride() as i64,
+                dx_dtype,
                 dtype,
                 cuda.error_word(),
                 cuda.stream(),

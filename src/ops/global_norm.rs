@@ -1,12 +1,17 @@
 //! The norm of all gradients together.
 
+#[cfg(test)]
+mod tests;
+
 use rayon::prelude::*;
 
 use super::cpu::{LANES, flat, fold};
-use crate::device::profile;
 use crate::device::simd::{Isa, Kernel, dispatch};
+use crate::device::{Cuda, profile};
+use crate::ffi::{self, launch, workspace};
 use crate::{Element, Result, Tensor, View};
 
+const OP: &str = "global_norm";
 /// Values whose squares are summed into one partial result.
 const BLOCK: usize = 1 << 16;
 
@@ -16,7 +21,10 @@ const BLOCK: usize = 1 << 16;
 /// It is `[1, 1]` and stays where the values are: the clip of a step needs no wait.
 pub fn global_norm<T: Element>(arena: View<T>) -> Result<Tensor<f64>> {
     let _scope = profile::scope("global_norm", 0, arena.rows() * arena.cols() * size_of::<T>());
-    let arena = arena.host("global_norm")?;
+    if let Some(cuda) = arena.cuda() {
+        return launch_norm(cuda, arena);
+    }
+    let arena = arena.host(OP)?;
     let blocks: Vec<&[T]> = match flat(&arena) {
         Some(values) => values.chunks(BLOCK).collect(),
         None => (0..arena.rows).flat_map(|r| arena.row(r).chunks(BLOCK)).collect(),
@@ -27,6 +35,33 @@ pub fn global_norm<T: Element>(arena: View<T>) -> Result<Tensor<f64>> {
         blocks.into_par_iter().map(|block| dispatch(Squares(block))).collect()
     };
     Tensor::from_vec(vec![sums.iter().sum::<f64>().sqrt()], 1, 1)
+}
+
+fn launch_norm<T: Element>(cuda: &Cuda, arena: View<T>) -> Result<Tensor<f64>> {
+    let dtype = ffi::dtype::<T>(OP)?;
+    let (rows, cols, stride) = (arena.rows() as i64, arena.cols() as i64, arena.stride() as i64);
+    let mut norm = Tensor::unset(cuda, 1, 1)?;
+    let (to, from) = (norm.view_mut().on(OP, cuda)?, arena.on(OP, cuda)?.cast());
+    let workspace = workspace!(cuda, collimate_global_norm_workspace(rows, cols, stride))?;
+    // SAFETY: the sizes are those of the view and of the new tensor, both on this device.
+    unsafe {
+        launch!(
+            OP,
+            cuda,
+            collimate_global_norm(
+                to,
+                from,
+                rows,
+                cols,
+                stride,
+                dtype,
+                workspace.pointer(),
+                workspace.bytes(),
+                cuda.stream(),
+            )
+        )
+    }?;
+    Ok(norm)
 }
 
 struct Squares<'a, T>(&'a [T]);
@@ -50,34 +85,5 @@ impl<T: Element> Kernel for Squares<'_, T> {
             *lane = I::fma(x, x, *lane);
         }
         fold(lanes)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::cpu::testing::*;
-
-    fn norm(view: View<f32>) -> f64 {
-        global_norm(view).unwrap().to_vec().unwrap()[0]
-    }
-
-    #[test]
-    fn it_is_the_square_root_of_the_sum_of_squares() {
-        for n in [0, 1, 17, 3 * BLOCK + 5] {
-            let x = values::<f32>(1, n);
-            let want = x.iter().map(|&x| x as f64 * x as f64).sum::<f64>().sqrt();
-            let got = same_on_any_pool(|| norm(View::from_slice(&x, n, 1, 1).unwrap()));
-            assert!((got - want).abs() <= 1e-12 * want, "{got} {want}");
-        }
-    }
-
-    #[test]
-    fn gaps_do_not_count_and_what_is_not_finite_shows() {
-        let x = [3.0f32, f32::NAN, 4.0, f32::NAN];
-        assert_eq!(norm(View::from_slice(&x, 2, 1, 2).unwrap()), 5.0);
-        assert!(norm(View::from_slice(&x, 4, 1, 1).unwrap()).is_nan());
-        let x = [f32::MAX; 4];
-        assert!(norm(View::from_slice(&x, 4, 1, 1).unwrap()).is_finite());
     }
 }

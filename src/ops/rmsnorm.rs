@@ -4,6 +4,10 @@
 //! group is normalised by itself: `out = x * rstd * weight`, `rstd = 1 / sqrt(mean(x^2) + eps)`.
 //! `G` is 1 for the norms of a block and the number of heads for those of queries and keys.
 
+mod launch;
+#[cfg(test)]
+mod tests;
+
 use super::Mode;
 use super::cpu::{LANES, add_partials, block_rows, fold, run};
 use crate::device::profile;
@@ -26,6 +30,9 @@ pub fn forward<T: Element>(
 ) -> Result<()> {
     let _scope = profile::scope("rmsnorm", 0, 2 * x.rows() * x.cols() * size_of::<T>());
     check(&x, &weight, &out.view(), &rstd.view())?;
+    if let Some(cuda) = out.cuda() {
+        return launch::forward(cuda, x, None, weight, eps, out, rstd);
+    }
     let (x, weight) = (x.host(OP)?, weight.host(OP)?.row(0));
     let (out, rstd) = (out.host(OP)?, rstd.host(OP)?);
     let (values, block) = (x.rows * x.cols, block_rows(x.cols));
@@ -50,6 +57,9 @@ pub fn add_forward<T: Element>(
     let _scope = profile::scope("rmsnorm", 0, 4 * x.rows() * x.cols() * size_of::<T>());
     check(&x, &weight, &out.view(), &rstd.view())?;
     residual.expect(OP, "residual", x.rows(), x.cols())?;
+    if let Some(cuda) = out.cuda() {
+        return launch::forward(cuda, x, Some(residual), weight, eps, out, rstd);
+    }
     let (x, weight) = (x.host(OP)?, weight.host(OP)?.row(0));
     let (residual, out, rstd) = (residual.host(OP)?, out.host(OP)?, rstd.host(OP)?);
     let (values, block) = (x.rows * x.cols, block_rows(x.cols));
@@ -78,6 +88,9 @@ pub fn backward<T: Element>(
     check(&x, &weight, &dx.view(), &rstd)?;
     dout.expect(OP, "dout", x.rows(), x.cols())?;
     dweight.expect(OP, "dweight", 1, weight.cols())?;
+    if let Some(cuda) = dx.cuda() {
+        return launch::backward(cuda, dout, x, weight, rstd, dx, mode, dweight);
+    }
     let (dout, x, rstd) = (dout.host(OP)?, x.host(OP)?, rstd.host(OP)?);
     let weight = weight.host(OP)?.row(0);
     let (dx, mut dweight) = (dx.host(OP)?, dweight.host(OP)?);
@@ -269,6 +282,3 @@ fn accumulate<I: Isa, T: Element>(
     }
     fold(lanes)
 }
-
-#[cfg(test)]
-mod tests;

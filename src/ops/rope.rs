@@ -1,11 +1,17 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split: column `i` of a head
 //! is paired with column `i + head_dim / 2`, as Hugging Face stores weights.
 
+#[cfg(test)]
+mod tests;
+
 use rayon::prelude::*;
 
-use crate::device::profile;
 use crate::device::simd::{Isa, Kernel, dispatch};
-use crate::{Element, Error, Real, Result, RowsMut, View, ViewMut};
+use crate::device::{Cuda, profile};
+use crate::ffi::{self, launch};
+use crate::{Element, Error, Real, Result, RowsMut, Tensor, View, ViewMut};
+
+const OP: &str = "rope";
 
 /// Which way a row is turned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,16 +24,14 @@ pub enum Direction {
 
 /// Cosines and sines of every row's angles, shared by all heads and layers of a step.
 #[derive(Clone, Debug)]
-pub struct RopeTable<R> {
+pub struct RopeTable<R: Real> {
     /// `[T, head_dim]`: `head_dim / 2` cosines, then as many sines.
-    values: Vec<R>,
-    rows: usize,
-    half: usize,
+    values: Tensor<R>,
 }
 
 impl<R: Real> RopeTable<R> {
-    /// A table for `positions [T, 1]`, from the radians per position of each of the `head_dim / 2`
-    /// pairs. Angles are computed in `f64`.
+    /// A table for `positions [T, 1]`, on their device, from the radians per position of each of
+    /// the `head_dim / 2` pairs. Angles are computed in `f64`.
     ///
     /// # Errors
     /// [`Error::Shape`] where `positions` is not a column, or there is no pair.
@@ -36,6 +40,9 @@ impl<R: Real> RopeTable<R> {
         positions.expect(OP, "positions", positions.rows(), 1)?;
         if inv_freq.is_empty() {
             return Err(Error::shape(OP, "at least one frequency", "none"));
+        }
+        if let Some(cuda) = positions.cuda() {
+            return launch_table(OP, cuda, positions, inv_freq);
         }
         let (positions, half) = (positions.host(OP)?, inv_freq.len());
         let mut values = vec![R::ZERO; positions.rows * 2 * half];
@@ -47,17 +54,17 @@ impl<R: Real> RopeTable<R> {
                 (*cos, *sin) = (R::of(c), R::of(s));
             }
         });
-        Ok(RopeTable { values, rows: positions.rows, half })
+        Ok(RopeTable { values: Tensor::from_vec(values, positions.rows, 2 * half)? })
     }
 
     /// T, the number of rows.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.values.rows()
     }
 
     /// Width of a head.
     pub fn head_dim(&self) -> usize {
-        2 * self.half
+        self.values.cols()
     }
 }
 
@@ -71,15 +78,77 @@ pub fn rope<T: Element>(
     direction: Direction,
 ) -> Result<()> {
     let _scope = profile::scope("rope", 0, 2 * x.rows() * x.cols() * size_of::<T>());
-    const OP: &str = "rope";
     let width = table.head_dim();
-    x.expect(OP, "x", table.rows, x.cols() / width * width)?;
+    x.expect(OP, "x", table.rows(), x.cols() / width * width)?;
+    if let Some(cuda) = x.cuda() {
+        return launch_rope(cuda, x, table.values.view(), direction);
+    }
+    let values = table.values.view().host(OP)?.data;
     let block = (16384 / x.cols().max(1)).max(1);
     x.host(OP)?.blocks(block).into_par_iter().for_each(|(first, x)| {
-        let values = &table.values[first * width..][..x.rows * width];
-        dispatch(Rotate { x, values, half: table.half, direction });
+        let values = &values[first * width..][..x.rows * width];
+        dispatch(Rotate { x, values, half: width / 2, direction });
     });
     Ok(())
+}
+
+fn launch_table<R: Real>(
+    op: &'static str,
+    cuda: &Cuda,
+    positions: View<'_, i32>,
+    inv_freq: &[f64],
+) -> Result<RopeTable<R>> {
+    ffi::dtype::<R>(op)?;
+    let (rows, half) = (positions.rows(), inv_freq.len());
+    let inv_freq = Tensor::column(&cuda.device(), inv_freq)?;
+    let mut values = Tensor::<R>::unset(cuda, rows, 2 * half)?;
+    let (to, inv_freq_at) = (values.view_mut().on(op, cuda)?.cast(), inv_freq.view().on(op, cuda)?);
+    let positions_at = positions.packed_on(op, cuda)?;
+    // SAFETY: R is f32; the sizes are those of the tensors, all on this device.
+    unsafe {
+        launch!(
+            op,
+            cuda,
+            collimate_rope_table(
+                to,
+                positions_at,
+                inv_freq_at,
+                rows as i64,
+                half as i64,
+                cuda.stream(),
+            )
+        )
+    }?;
+    Ok(RopeTable { values })
+}
+
+fn launch_rope<T: Element>(
+    cuda: &Cuda,
+    x: ViewMut<'_, T>,
+    table: View<'_, T::Stat>,
+    direction: Direction,
+) -> Result<()> {
+    let dtype = ffi::dtype::<T>(OP)?;
+    let (to, table_at) = (x.on(OP, cuda)?.cast(), table.packed_on(OP, cuda)?.cast());
+    // SAFETY: the sizes are those of the views, both on this device, and were compared; the table
+    // is f32 where there is a dtype for T.
+    unsafe {
+        launch!(
+            OP,
+            cuda,
+            collimate_rope(
+                to,
+                table_at,
+                x.rows() as i64,
+                (x.cols() / table.cols()) as i64,
+                (table.cols() / 2) as i64,
+                x.stride() as i64,
+                i32::from(direction == Direction::Backward),
+                dtype,
+                cuda.stream(),
+            )
+        )
+    }
 }
 
 struct Rotate<'a, T: Element> {
@@ -124,83 +193,6 @@ impl<T: Element> Rotate<'_, T> {
                     }
                 }
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Device, Tensor};
-    use half::bf16;
-
-    fn inv_freq(head_dim: usize) -> Vec<f64> {
-        (0..head_dim / 2).map(|i| 10000f64.powf(-2.0 * i as f64 / head_dim as f64)).collect()
-    }
-
-    fn noise(n: usize) -> Vec<f64> {
-        let mut state = 7u64;
-        let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-        };
-        (0..n).map(|_| next()).collect()
-    }
-
-    #[test]
-    fn pairs_turn_by_their_angle_and_back() {
-        for (rows, heads, d) in [(0, 2, 8), (1, 1, 2), (5, 3, 6), (7, 2, 8), (3, 2, 48), (2, 1, 80)]
-        {
-            let positions: Vec<i32> = (0..rows as i32).map(|i| i * 37 % 101).collect();
-            let column = Tensor::column(&Device::Cpu, &positions).unwrap();
-            let table = RopeTable::<f64>::new(column.view(), &inv_freq(d)).unwrap();
-            let (cols, stride) = (heads * d, heads * d + 3);
-            let before = noise(rows * stride);
-            let mut x = before.clone();
-            let view = ViewMut::from_slice(&mut x, rows, cols, stride).unwrap();
-            rope(view, &table, Direction::Forward).unwrap();
-            for (at, &y) in x.iter().enumerate() {
-                let (row, col) = (at / stride, at % stride);
-                if col >= cols {
-                    assert_eq!(y, before[at], "padding");
-                    continue;
-                }
-                let (pair, second) = (col % d % (d / 2), col % d >= d / 2);
-                let (s, c) = (f64::from(positions[row]) * inv_freq(d)[pair]).sin_cos();
-                let other = if second { before[at - d / 2] } else { -before[at + d / 2] };
-                assert!((y - (before[at] * c + other * s)).abs() < 1e-14);
-            }
-            let view = ViewMut::from_slice(&mut x, rows, cols, stride).unwrap();
-            rope(view, &table, Direction::Backward).unwrap();
-            assert!(x.iter().zip(&before).all(|(a, b)| (a - b).abs() < 1e-14));
-        }
-    }
-
-    #[test]
-    fn bf16_rounds_once_and_a_far_position_keeps_its_angle() {
-        let table = |positions: &[i32]| {
-            let column = Tensor::column(&Device::Cpu, positions).unwrap();
-            RopeTable::<f32>::new(column.view(), &inv_freq(8)).unwrap()
-        };
-        let mut x: Vec<bf16> = noise(8).iter().map(|&x| bf16::from_f64(x)).collect();
-        let mut wide: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
-        let table = table(&[1_000_003]);
-        rope(ViewMut::from_slice(&mut x, 1, 8, 8).unwrap(), &table, Direction::Forward).unwrap();
-        let view = ViewMut::from_slice(&mut wide, 1, 8, 8).unwrap();
-        rope(view, &table, Direction::Forward).unwrap();
-        assert!(x.iter().zip(&wide).all(|(a, b)| *a == bf16::from_f32(*b)));
-        assert_eq!(table.values[0], 1_000_003f64.cos() as f32);
-    }
-
-    #[test]
-    fn shapes_that_do_not_fit_are_errors() {
-        let column = Tensor::column(&Device::Cpu, &[0, 1]).unwrap();
-        assert!(RopeTable::<f32>::new(column.view(), &[]).is_err());
-        let table = RopeTable::<f32>::new(column.view(), &inv_freq(4)).unwrap();
-        let mut x = vec![0f32; 64];
-        for (rows, cols) in [(3, 4), (2, 6), (1, 4)] {
-            let view = ViewMut::from_slice(&mut x, rows, cols, cols).unwrap();
-            assert!(rope(view, &table, Direction::Forward).is_err());
         }
     }
 }

@@ -1,8 +1,12 @@
 //! The gated feed-forward's activation: `silu(gate) * up`.
 
+#[cfg(test)]
+mod tests;
+
 use super::cpu::{block_rows, run};
-use crate::device::profile;
 use crate::device::simd::{Isa, Kernel, dispatch, exp};
+use crate::device::{Cuda, profile};
+use crate::ffi::{self, launch};
 use crate::{Element, Real, Result, Rows, RowsMut, View, ViewMut};
 
 const OP: &str = "swiglu";
@@ -13,6 +17,9 @@ const OP: &str = "swiglu";
 pub fn forward<T: Element>(gate_up: View<T>, out: ViewMut<T>) -> Result<()> {
     let _scope = profile::scope("swiglu", 0, 3 * out.rows() * out.cols() * size_of::<T>());
     gate_up.expect(OP, "gate_up", out.rows(), 2 * out.cols())?;
+    if let Some(cuda) = out.cuda() {
+        return launch_forward(cuda, gate_up, out);
+    }
     let (gate_up, out) = (gate_up.host(OP)?, out.host(OP)?);
     let values = gate_up.rows * gate_up.cols;
     run(values, out.blocks(block_rows(gate_up.cols)), |(first, out)| {
@@ -29,12 +36,67 @@ pub fn backward<T: Element>(dout: View<T>, gate_up: View<T>, dgate_up: ViewMut<T
         profile::scope("swiglu backward", 0, 5 * dout.rows() * dout.cols() * size_of::<T>());
     gate_up.expect(OP, "gate_up", dout.rows(), 2 * dout.cols())?;
     dgate_up.expect(OP, "dgate_up", dout.rows(), 2 * dout.cols())?;
+    if let Some(cuda) = dgate_up.cuda() {
+        return launch_backward(cuda, dout, gate_up, dgate_up);
+    }
     let (dout, gate_up, dgate_up) = (dout.host(OP)?, gate_up.host(OP)?, dgate_up.host(OP)?);
     let values = gate_up.rows * gate_up.cols;
     run(values, dgate_up.blocks(block_rows(gate_up.cols)), |(first, dgate_up)| {
         dispatch(Backward { dout, gate_up, first, dgate_up });
     });
     Ok(())
+}
+
+fn launch_forward<T: Element>(cuda: &Cuda, gate_up: View<T>, out: ViewMut<T>) -> Result<()> {
+    let dtype = ffi::dtype::<T>(OP)?;
+    let (to, from) = (out.on(OP, cuda)?.cast(), gate_up.on(OP, cuda)?.cast());
+    // SAFETY: the sizes are those of the views, both on this device, and were compared.
+    unsafe {
+        launch!(
+            OP,
+            cuda,
+            collimate_swiglu_forward(
+                to,
+                from,
+                out.rows() as i64,
+                out.cols() as i64,
+                out.stride() as i64,
+                gate_up.stride() as i64,
+                dtype,
+                cuda.stream(),
+            )
+        )
+    }
+}
+
+fn launch_backward<T: Element>(
+    cuda: &Cuda,
+    dout: View<T>,
+    gate_up: View<T>,
+    dgate_up: ViewMut<T>,
+) -> Result<()> {
+    let dtype = ffi::dtype::<T>(OP)?;
+    let (dout_at, gate_up_at) = (dout.on(OP, cuda)?.cast(), gate_up.on(OP, cuda)?.cast());
+    let to = dgate_up.on(OP, cuda)?.cast();
+    // SAFETY: the sizes are those of the views, all on this device, and were compared.
+    unsafe {
+        launch!(
+            OP,
+            cuda,
+            collimate_swiglu_backward(
+                to,
+                dout_at,
+                gate_up_at,
+                dout.rows() as i64,
+                dout.cols() as i64,
+                dgate_up.stride() as i64,
+                dout.stride() as i64,
+                gate_up.stride() as i64,
+                dtype,
+                cuda.stream(),
+            )
+        )
+    }
 }
 
 #[inline(always)]
@@ -115,73 +177,3 @@ impl<T: Element> Kernel for Backward<'_, T> {
 
 /// Values that go through the stack together.
 const LANES: usize = 64;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::cpu::testing::*;
-    use crate::{Device, Tensor};
-
-    fn run_forward<T: Element>(gate_up: &[T], rows: usize) -> Vec<T> {
-        let cols = gate_up.len() / rows.max(1);
-        let gate_up = Tensor::from_host(&Device::Cpu, gate_up, rows, cols).unwrap();
-        let mut out = Tensor::zeros(&Device::Cpu, rows, cols / 2).unwrap();
-        forward(gate_up.view(), out.view_mut()).unwrap();
-        out.to_vec().unwrap()
-    }
-
-    fn run_backward<T: Element>(dout: &[T], gate_up: &[T], rows: usize) -> Vec<T> {
-        let cols = gate_up.len() / rows.max(1);
-        let dout = Tensor::from_host(&Device::Cpu, dout, rows, cols / 2).unwrap();
-        let gate_up = Tensor::from_host(&Device::Cpu, gate_up, rows, cols).unwrap();
-        let ones = vec![T::from_stat(T::Stat::ONE); rows * cols];
-        let mut dgate_up = Tensor::from_host(&Device::Cpu, &ones, rows, cols).unwrap();
-        backward(dout.view(), gate_up.view(), dgate_up.view_mut()).unwrap();
-        dgate_up.to_vec().unwrap()
-    }
-
-    fn naive(gate_up: &[f64], rows: usize) -> Vec<f64> {
-        let half = gate_up.len() / rows.max(1) / 2;
-        let row = |row: &[f64]| {
-            let silu = |x: f64| x / (1.0 + (-x).exp());
-            (0..half).map(|i| silu(row[i]) * row[half + i]).collect::<Vec<_>>()
-        };
-        gate_up.chunks_exact(2 * half.max(1)).flat_map(row).collect()
-    }
-
-    #[test]
-    fn forward_is_the_formula() {
-        for (rows, ff) in [(0, 3), (1, 1), (3, 17), (100, 300)] {
-            let x: Vec<f64> = values::<f64>(1, rows * ff * 2).iter().map(|x| x * 20.0).collect();
-            let want = naive(&x, rows);
-            assert_close(&run_forward(&x, rows), &want, 1e-14);
-            let narrow: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-            assert_close(&run_forward(&narrow, rows), &want, 1e-6);
-        }
-    }
-
-    #[test]
-    fn gradients_match_central_differences() {
-        for (rows, ff) in [(0, 3), (1, 1), (3, 7)] {
-            let x: Vec<f64> = values::<f64>(1, rows * ff * 2).iter().map(|x| x * 3.0).collect();
-            let dout = values::<f64>(2, rows * ff);
-            let dx = run_backward(&dout, &x, rows);
-            check_gradient(&x, &dx, |x| dot(&naive(x, rows), &dout));
-        }
-    }
-
-    #[test]
-    fn extremes_are_finite() {
-        let out = run_backward(&[1.0f32; 3], &[-1e4, 1e4, -89.0, 1.0, 1.0, 1.0], 1);
-        assert_eq!(out[..2], [0.0, 1.0]);
-        assert!(out.iter().all(|v| v.is_finite()));
-        assert!(run_forward(&[f32::NAN, 1.0], 1)[0].is_nan());
-    }
-
-    #[test]
-    fn threads_do_not_matter() {
-        let (rows, ff) = (97, 400);
-        let (x, dout) = (values::<f32>(1, rows * ff * 2), values::<f32>(2, rows * ff));
-        same_on_any_pool(|| (run_forward(&x, rows), run_backward(&dout, &x, rows)));
-    }
-}

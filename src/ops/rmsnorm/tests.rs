@@ -1,7 +1,8 @@
 use super::*;
+use crate::device::testing::{Guarded, bits, in_all_orders, test_devices};
 use crate::ops::cpu::testing::*;
 use crate::{Device, Tensor};
-use half::bf16;
+use half::{bf16, f16};
 
 const EPS: f64 = 1e-5;
 
@@ -155,4 +156,140 @@ fn shapes_are_checked() {
     let (mut out, mut rstd) = (x.clone(), tensor(&[0.0f32; 2], 2, 1));
     let error = forward(x.view(), w.view(), EPS, out.view_mut(), rstd.view_mut());
     assert!(error.unwrap_err().to_string().contains("groups"));
+}
+
+/// What one device computes: forward, forward with a residual, backward with `=` and with `+=`.
+struct Results<T: Element> {
+    out: Vec<T>,
+    rstd: Vec<T::Stat>,
+    residual: Vec<T>,
+    added: Vec<T>,
+    dx: Vec<T>,
+    dx_added: Vec<T>,
+    dweight: Vec<T::Stat>,
+}
+
+/// Values of f64, rounded to T.
+struct Inputs<T> {
+    x: Vec<T>,
+    residual: Vec<T>,
+    weight: Vec<T>,
+    dout: Vec<T>,
+}
+
+fn compute<T: Element>(
+    device: &Device,
+    inputs: &Inputs<T>,
+    [rows, groups, width]: [usize; 3],
+    beside: [usize; 2],
+) -> Results<T> {
+    let cols = groups * width;
+    let (seven, seven_stat) = (T::from_stat(T::Stat::of(7.0)), T::Stat::of(7.0));
+    let place = |v: &[T]| Guarded::new(device, v, [rows, cols], beside, seven);
+    let stats = || {
+        let unset = vec![seven_stat; rows * groups];
+        Guarded::new(device, &unset, [rows, groups], beside, seven_stat)
+    };
+    let weight = Guarded::new(device, &inputs.weight, [1, width], beside, seven);
+    let (x, dout) = (place(&inputs.x), place(&inputs.dout));
+    let sevens = vec![seven; rows * cols];
+    let (mut out, mut rstd) = (place(&sevens), stats());
+    forward(x.view(), weight.view(), EPS, out.view_mut(), rstd.view_mut()).unwrap();
+    let (mut residual, mut added, mut other) = (place(&inputs.residual), place(&sevens), stats());
+    let (mut_residual, mut_added) = (residual.view_mut(), added.view_mut());
+    add_forward(x.view(), mut_residual, weight.view(), EPS, mut_added, other.view_mut()).unwrap();
+    let start = values::<T::Stat>(9, width);
+    let mut dweight = Guarded::new(device, &start, [1, width], beside, seven_stat);
+    let mut backward_into = |dx: &mut Guarded<T>, mode| {
+        let (dx, dweight) = (dx.view_mut(), dweight.view_mut());
+        backward(dout.view(), x.view(), weight.view(), rstd.view(), dx, mode, dweight).unwrap();
+    };
+    let (mut dx, mut dx_added) = (place(&sevens), place(&inputs.residual));
+    backward_into(&mut dx, Mode::Set);
+    backward_into(&mut dx_added, Mode::Add);
+    other.values();
+    Results {
+        out: out.values(),
+        rstd: rstd.values(),
+        residual: residual.values(),
+        added: added.values(),
+        dx: dx.values(),
+        dx_added: dx_added.values(),
+        dweight: dweight.values(),
+    }
+}
+
+fn check_device<T: Element>(device: &Device, shape: [usize; 3], beside: [usize; 2], eps: f64) {
+    let [rows, groups, width] = shape;
+    let n = rows * groups * width;
+    let narrow = |seed, n| -> Vec<T> {
+        values::<f64>(seed, n).into_iter().map(|x| T::from_stat(T::Stat::of(x))).collect()
+    };
+    let wide = |x: &[T]| x.iter().map(|x| x.to_stat().f64()).collect::<Vec<_>>();
+    let inputs = Inputs {
+        x: narrow(1, n),
+        residual: narrow(2, n),
+        weight: narrow(3, width),
+        dout: narrow(4, n),
+    };
+    let all_bits = |r: &Results<T>| {
+        let wide = [bits(&r.rstd), bits(&r.dweight)];
+        let own = [&r.out, &r.residual, &r.added, &r.dx, &r.dx_added].map(|v| bits(v));
+        (wide, own)
+    };
+    in_all_orders(device, || all_bits(&compute(device, &inputs, shape, beside)));
+    let got = compute(device, &inputs, shape, beside);
+    // Where the memory lies changes no bit.
+    assert!(all_bits(&got) == all_bits(&compute(device, &inputs, shape, [3, 0])));
+
+    let close = |what: &str, got: &[T], want: &[f64], scale: f64| {
+        for (i, (g, w)) in wide(got).iter().zip(want).enumerate() {
+            let allowed = eps * (scale + w.abs());
+            assert!((g - w).abs() <= allowed, "{what} {} {shape:?} {i}: {g} but {w}", T::DTYPE);
+        }
+    };
+    let exact = Inputs {
+        x: wide(&inputs.x),
+        residual: wide(&inputs.residual),
+        weight: wide(&inputs.weight),
+        dout: wide(&inputs.dout),
+    };
+    let want = compute(&Device::Cpu, &exact, shape, [0, 0]);
+    close("out", &got.out, &want.out, 0.01);
+    close("residual", &got.residual, &want.residual, 0.0);
+    // The norm of the sum as it was rounded.
+    let rounded = naive(&wide(&got.residual), &exact.weight);
+    close("added", &got.added, &rounded, 0.01);
+    close("dx", &got.dx, &want.dx, 1.0);
+    close("dx_added", &got.dx_added, &want.dx_added, 1.0);
+    assert_close(&got.rstd, &want.rstd, 1e-6);
+    for (c, (g, w)) in got.dweight.iter().zip(&want.dweight).enumerate() {
+        // Sums of as many f32 terms, below 2 each, as there are groups.
+        let allowed = 1e-7 * (4.0 * (rows * groups) as f64 + w.abs());
+        assert!((g.f64() - w).abs() <= allowed, "dweight {shape:?} {c}: {g} but {w}");
+    }
+}
+
+test_devices! {
+    fn every_device_agrees_with_f64(device) {
+        for (shape, beside) in [
+            ([1, 1, 1], [0, 0]), ([3, 1, 37], [0, 0]), ([70, 3, 16], [0, 0]), ([5, 2, 128], [8, 8]),
+            ([700, 2, 8], [0, 0]), ([3, 1, 896], [0, 0]), ([3, 1, 2051], [1, 0]), ([2, 1, 4096], [0, 0]),
+        ] {
+            check_device::<f32>(device, shape, beside, 2e-6);
+            check_device::<bf16>(device, shape, beside, 4e-3);
+            check_device::<f16>(device, shape, beside, 6e-4);
+        }
+    }
+
+    fn no_rows_anywhere(device) {
+        let (x, weight) = (Tensor::<f32>::zeros(device, 0, 6), Tensor::zeros(device, 1, 3));
+        let (x, weight) = (x.unwrap(), weight.unwrap());
+        let (mut dx, mut rstd) = (x.clone(), Tensor::zeros(device, 0, 2).unwrap());
+        forward(x.view(), weight.view(), EPS, dx.view_mut(), rstd.view_mut()).unwrap();
+        let mut dweight = Tensor::from_host(device, &[5.0f32; 3], 1, 3).unwrap();
+        let (dx, rstd) = (dx.view_mut(), rstd.view());
+        backward(x.view(), x.view(), weight.view(), rstd, dx, Mode::Set, dweight.view_mut()).unwrap();
+        assert_eq!(dweight.to_vec().unwrap(), [5.0; 3]);
+    }
 }
