@@ -23,6 +23,9 @@ pub struct Args {
     /// Sentences of the corpus
     #[arg(long, default_value_t = 8192, value_name = "N")]
     sentences: usize,
+    /// Samples of the reference for each of 128 prompts, of which the bound is made
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    bound_samples: usize,
     /// Seeds every generator
     #[arg(long, default_value_t = 42, value_name = "N")]
     seed: u64,
@@ -39,7 +42,12 @@ pub fn run(args: Args) -> Result<()> {
         sentences: args.sentences,
         ..DemoConfig::new(DemoMethod::parse("sigmoid", None)?)
     };
-    let config = FrontierConfig { methods: args.methods, ..FrontierConfig::new(world) };
+    let bound_samples = args.bound_samples;
+    if !(2..=1 << 16).contains(&bound_samples) {
+        return Err(Error::setting("bound_samples", "2 to 65536", bound_samples));
+    }
+    let config =
+        FrontierConfig { methods: args.methods, bound_samples, ..FrontierConfig::new(world) };
     let dir = args.output_dir.unwrap_or_else(|| output_dir("frontier"));
     let (begin, mut stages) = (Instant::now(), Stages::new()?);
     // On the pool's own threads: each operation is spared waking another one.
