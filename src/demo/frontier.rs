@@ -184,7 +184,7 @@ fn bounds(
     let mean = |value: &dyn Fn(&[f64]) -> f64| {
         rewards.iter().map(|rewards| value(rewards)).sum::<f64>() / rewards.len() as f64
     };
-    let betas = [10.0, 5.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.65, 0.5, 0.4];
+    let betas = [10.0, 5.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.65, 0.5, 0.4, 0.3];
     let bound = betas.map(|beta| BoundPoint {
         strength: beta,
         reward: mean(&|rewards| gibbs(rewards, beta).0),
@@ -233,6 +233,9 @@ fn at_most(bound: &[BoundPoint], kl: f64) -> Option<f64> {
     })
 }
 
+/// The largest KL in the picture, in nats: beyond it policies have left the language of their reference.
+const REACH: f64 = 5.0;
+
 fn picture(frontier: &Frontier, all: &[Setting]) -> String {
     let line = |name: &str, mark, points: &[BoundPoint]| {
         let points = points.iter().map(|point| (point.kl, point.reward)).collect();
@@ -249,8 +252,9 @@ fn picture(frontier: &Frontier, all: &[Setting]) -> String {
             all.iter().filter(|s| s.family == *family).map(|s| s.name).collect();
         names.dedup();
         for (i, name) in names.into_iter().enumerate() {
-            let own = || frontier.points.iter().filter(|point| point.method == name);
-            let mut points: Vec<&FrontierPoint> = own().collect();
+            let own = frontier.points.iter().filter(|point| point.method == name);
+            let mut points: Vec<&FrontierPoint> =
+                own.filter(|point| point.kl.mean <= REACH).collect();
             points.sort_by(|a, b| a.kl.mean.total_cmp(&b.kl.mean));
             if points.is_empty() {
                 continue;

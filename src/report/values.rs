@@ -28,17 +28,16 @@ pub fn value_functions() -> Result<String> {
         let loss = Kto { beta: 1.0, ..Kto::default() };
         let name = if desirable { "kto, desirable" } else { "kto, undesirable" };
         let value = move |z: f64| {
-            // A gain of an undesirable answer is that it becomes less likely.
-            let logp = if desirable { z } else { -z };
-            let at = |logp| loss.value_and_gradient(logp, 0.0, desirable, 0.0);
-            (at(0.0).loss - at(logp).loss, at(logp).dlogp.abs())
+            let at = |z| loss.value_and_gradient(z, 0.0, desirable, 0.0);
+            (at(0.0).loss - at(z).loss, -at(z).dlogp)
         };
         (name.into(), Box::new(value))
     };
     let with = |name: &str, loss: &str, options: LossOptions| curve(name, loss, &options);
     let smooth = LossOptions { label_smoothing: Some(0.1), ..one.clone() };
     let families: Vec<(&str, Vec<Curve>)> = vec![
-        ("Kahneman and Tversky, and KTO", vec![human, kto(true), kto(false)]),
+        ("Kahneman and Tversky", vec![human]),
+        ("KTO, by the answer's own reward", vec![kto(true), kto(false)]),
         (
             "The logistic loss and its relatives",
             vec![
@@ -53,7 +52,7 @@ pub fn value_functions() -> Result<String> {
             "Regressions",
             vec![
                 curve("ipo_sum", "ipo_sum", &one)?,
-                with("tau 0.2", "ipo_sum", LossOptions { beta: 0.2, ..one.clone() })?,
+                with("tau 0.4", "ipo_sum", LossOptions { beta: 0.4, ..one.clone() })?,
                 curve("sppo_hard", "sppo_hard", &one)?,
             ],
         ),
