@@ -14,6 +14,8 @@ pub mod data;
 pub mod demo;
 pub mod device;
 #[cfg(feature = "trainer")]
+pub mod eval;
+#[cfg(feature = "trainer")]
 pub mod generate;
 #[cfg(feature = "trainer")]
 pub mod judge;

@@ -4,6 +4,7 @@ mod args;
 mod claim;
 mod demo;
 mod dpo;
+mod eval;
 mod frontier;
 mod generate;
 mod judge;
@@ -55,6 +56,8 @@ enum Command {
     Reward(reward::Args),
     /// Pictures of what is implemented.
     Report(report::Args),
+    /// Measure models: on the answers of a file, or on fresh samples.
+    Eval(eval::Args),
     /// Sample completions from a model.
     Generate(generate::Args),
 }
@@ -108,7 +111,7 @@ fn command() -> clap::Command {
         // As TRL: the end of an answer is what is scored.
         sub.mut_arg("truncation_mode", |arg| arg.default_value("drop"))
     });
-    for name in ["demo", "frontier", "report", "generate", "rlaif"] {
+    for name in ["demo", "eval", "frontier", "report", "generate", "rlaif"] {
         command = command.mut_subcommand(name, |sub| sub.args_override_self(true));
     }
     command
@@ -147,6 +150,7 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::Rlaif(args) => rlaif::run(args)?,
         Command::Reward(args) => reward::run(args, &given)?,
         Command::Report(args) => report::run(args)?,
+        Command::Eval(args) => eval::run(args)?,
         Command::Generate(args) => generate::run(args)?,
     }
     Ok(())

@@ -33,6 +33,11 @@ pub struct SampleArgs {
 }
 
 impl SampleArgs {
+    /// Whether samples are of the model's own distribution.
+    pub fn is_plain(&self) -> bool {
+        self.temperature == 1.0 && self.top_k == 0 && self.top_p == 1.0
+    }
+
     /// The settings with a seed, ended by `eos`.
     ///
     /// # Errors
@@ -85,16 +90,7 @@ impl Sampler {
 
     /// The prompts of a file, the ends of those that are too long.
     pub fn prompts(&self, path: &Path, read: ReadOptions) -> Result<Vec<Asked>> {
-        let max_length = Some(self.decoder.config().max_positions - 1);
-        let limits = Limits { max_length, truncation: Truncation::KeepEnd };
-        let options = Options { limits, read, ..Options::default() };
-        let data = Dataset::<Prompt>::open(path, self.tokenizer.clone(), &options)?;
-        (0..data.len())
-            .map(|i| {
-                let text = data.text(i).cloned().unwrap_or_default();
-                Ok(Asked { text, ids: data.get(i)?.prompt.clone() })
-            })
-            .collect()
+        prompts(path, read, &self.tokenizer, self.decoder.config().max_positions)
     }
 
     /// An answer to each prompt.
@@ -103,6 +99,24 @@ impl Sampler {
         let texts = prompts.iter().zip(&sampled);
         texts.map(|(prompt, ids)| self.tokenizer.decode_after(prompt, ids)).collect()
     }
+}
+
+/// The prompts of a file, for a model that reads `limit` tokens; the ends of those that are too long.
+pub fn prompts(
+    path: &Path,
+    read: ReadOptions,
+    tokenizer: &Arc<Tokenizer>,
+    limit: usize,
+) -> Result<Vec<Asked>> {
+    let limits = Limits { max_length: Some(limit - 1), truncation: Truncation::KeepEnd };
+    let options = Options { limits, read, ..Options::default() };
+    let data = Dataset::<Prompt>::open(path, tokenizer.clone(), &options)?;
+    (0..data.len())
+        .map(|i| {
+            let text = data.text(i).cloned().unwrap_or_default();
+            Ok(Asked { text, ids: data.get(i)?.prompt.clone() })
+        })
+        .collect()
 }
 
 /// A completion of each prompt, the token that ended it included. It depends on the prompt, its number and

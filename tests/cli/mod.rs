@@ -2,6 +2,7 @@
 
 mod config;
 mod data;
+mod eval;
 mod frontier;
 mod generate;
 mod losses;

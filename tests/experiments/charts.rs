@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
-use collimate::losses::{Dpo, Hinge, IpoSum, OptionLogps, PairLoss, Verdict, verdict};
+use collimate::losses::{
+    BradleyTerry, Dpo, Hinge, IpoSum, OptionLogps, PairLoss, ScoreInputs, Verdict, verdict,
+};
 use collimate::report::{Mark, Panel, Series, chart, value_functions};
 
 use super::kto::measured;
 use super::overfitting::{contradictory, ordered};
+use super::reward_model;
 use super::rlhf_optimum::{REFERENCE, REWARDS, soft};
 use super::spin::{DATA, START, round};
 use super::tabular::{Comparison, Rate, fit_comparisons, gibbs, kl, ln};
@@ -158,4 +161,45 @@ fn the_reference_point_needs_a_large_batch() {
     ];
     let (title, x) = ("log2 of the spread of z0".into(), "log2 of the micro-batch".into());
     committed("kto.svg", &chart("KTO's reference point", &[Panel { title, x, series }], 1));
+}
+
+#[test]
+fn reward_models_find_the_rewards() {
+    let rewards = reward_model::REWARDS;
+    let against = |scores: Vec<f64>| {
+        // Only differences have a meaning: the first scores are laid on one another.
+        let shift = rewards[0] - scores[0];
+        rewards.iter().zip(&scores).map(|(r, s)| (*r, s + shift)).collect()
+    };
+    let found = vec![
+        Series::new("rewards", 0, Mark::Dashes, rewards.iter().map(|&r| (r, r)).collect()),
+        Series::new("all rankings of five", 2, Mark::Dots, against(reward_model::from_rankings())),
+        Series::new("pairs, centre 0.01", 1, Mark::Dots, against(reward_model::from_pairs(0.01))),
+    ];
+    let leads: Vec<f64> = (0..=60).map(|i| -3.0 + 0.1 * f64::from(i)).collect();
+    let loss = |name: &str, colour, margin: f64, target_prob: Option<f64>| {
+        let value = |&chosen_score: &f64| {
+            let x = ScoreInputs { chosen_score, rejected_score: 0.0, margin, target_prob };
+            (chosen_score, BradleyTerry::default().value_and_gradient(&x).unwrap().loss)
+        };
+        Series::new(name, colour, Mark::Line, leads.iter().map(value).collect())
+    };
+    let losses = vec![
+        loss("plain", 1, 0.0, None),
+        loss("margin 1", 2, 1.0, None),
+        loss("soft label 0.7", 3, 0.0, Some(0.7)),
+    ];
+    let panels = [
+        Panel {
+            title: "Fitted score against the reward".into(),
+            x: "reward that made the labels".into(),
+            series: found,
+        },
+        Panel {
+            title: "Loss of a pair".into(),
+            x: "lead of the chosen answer's score".into(),
+            series: losses,
+        },
+    ];
+    committed("reward-models.svg", &chart("Bradley and Terry", &panels, 2));
 }

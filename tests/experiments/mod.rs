@@ -6,6 +6,7 @@ mod charts;
 mod kto;
 mod overfitting;
 mod ppo;
+mod reward_model;
 mod rlhf_optimum;
 mod spin;
 mod tabular;

@@ -1,0 +1,317 @@
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::args::{MachineArgs, truth};
+use super::judge::JudgeArgs;
+use super::progress::Progress;
+use super::sample::{Asked, SampleArgs, prompts, sample};
+use crate::data::{ReadOptions, Table};
+use crate::eval::{
+    Answers, Batching, Findings, LanguageModel, Policies, RewardModel, Sample, kl, policy_on_file,
+    rewards_on_file, win_by_judge, win_by_reward,
+};
+use crate::models::write_atomically;
+use crate::train::Observer;
+use crate::{Device, Error, Result};
+
+/// On the answers of --dataset: a reward model's scores, their accuracy and margins; a policy's perplexity,
+/// and on pairs its implicit rewards against --reference-model. On fresh samples for --prompts: a policy's
+/// KL to --reference-model, and its win rate against it by a reward model or by a judge.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Folder of the policy to measure
+    #[arg(long, alias = "model", value_name = "DIR")]
+    model_name_or_path: Option<PathBuf>,
+    /// Folder of the model that the policy is measured against
+    #[arg(long, value_name = "DIR", requires = "model_name_or_path")]
+    reference_model: Option<PathBuf>,
+    /// Folder of a reward model
+    #[arg(long, value_name = "DIR")]
+    reward_model: Option<PathBuf>,
+    /// Folder of a model that judges both answers, in both orders
+    #[arg(long, value_name = "DIR", conflicts_with = "reward_model")]
+    judge: Option<PathBuf>,
+    #[command(flatten)]
+    judging: JudgeArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Rows with answers: .jsonl, .jsonl.gz or .json
+    #[arg(
+        long,
+        alias = "dataset",
+        value_name = "FILE",
+        required_unless_present = "prompts",
+        conflicts_with = "prompts"
+    )]
+    dataset_name: Option<PathBuf>,
+    /// Rows with a prompt, for fresh samples
+    #[arg(long, value_name = "FILE", requires = "model_name_or_path")]
+    prompts: Option<PathBuf>,
+    /// Where scored rows, or samples, are written as JSON lines
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print one JSON object, not a table
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    json: bool,
+    /// What the policy's log-ratios are multiplied by in implicit rewards
+    #[arg(long, default_value_t = 0.1, value_name = "X")]
+    beta: f64,
+    /// Longest prompt and answer together, in tokens; longer ones have no score
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    max_length: usize,
+    /// Prompts that pass through a model together, with all of their answers
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    per_device_eval_batch_size: usize,
+    /// Skip and count rows of the data that are wrong, instead of stopping
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    skip_bad_rows: bool,
+    #[command(flatten)]
+    sampling: SampleArgs,
+    /// Seeds the draws
+    #[arg(long, default_value_t = 42, value_name = "N")]
+    seed: u64,
+}
+
+/// Runs `collimate eval`.
+pub fn run(args: Args) -> Result<()> {
+    for (name, value, least) in [
+        ("max_length", args.max_length, 2),
+        ("per_device_eval_batch_size", args.per_device_eval_batch_size, 1),
+    ] {
+        if value < least || value > 1 << 30 {
+            return Err(Error::setting(name, format!("at least {least}"), value));
+        }
+    }
+    if !args.beta.is_finite() || args.beta <= 0.0 {
+        return Err(Error::setting("beta", "a positive number", args.beta));
+    }
+    let mut progress = Progress::new()?;
+    let mut findings = Findings::default();
+    let rows = match (&args.dataset_name, &args.prompts) {
+        (Some(path), _) => args.on_file(path, &mut progress, &mut findings)?,
+        (None, Some(path)) => args.on_samples(path, &mut progress, &mut findings)?,
+        (None, None) => Vec::new(),
+    };
+    drop(progress);
+    if let Some(path) = &args.output {
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        write_atomically(path, |out| {
+            out.write_all(lines.as_bytes()).map_err(|e| Error::io(path, e))
+        })?;
+    }
+    let text = if args.json { findings.to_json() } else { findings.to_table() };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("stdout", e)),
+        _ => Ok(()),
+    }
+}
+
+impl Args {
+    fn batching(&self) -> Batching {
+        Batching { prompts: self.per_device_eval_batch_size, max_length: self.max_length }
+    }
+
+    /// The policy, and the reference where there is one.
+    fn policies(
+        &self,
+        path: &Path,
+        device: &Device,
+    ) -> Result<(LanguageModel, Option<LanguageModel>)> {
+        let model = LanguageModel::open(path, device)?;
+        let open = |path: &PathBuf| LanguageModel::open(path, device);
+        Ok((model, self.reference_model.as_ref().map(open).transpose()?))
+    }
+
+    /// Measures on a file's answers: the rows that were scored.
+    fn on_file(
+        &self,
+        path: &Path,
+        progress: &mut Progress,
+        into: &mut Findings,
+    ) -> Result<Vec<Value>> {
+        let expected = |name: &str, what: &str| Err(Error::setting(name, what, "none"));
+        if self.judge.is_some() {
+            return expected("prompts", "--prompts to sample the answers for that --judge judges");
+        }
+        if self.reward_model.is_none() && self.model_name_or_path.is_none() {
+            return expected("reward_model", "a --reward-model or a --model to measure");
+        }
+        if self.reward_model.is_none() && self.output.is_some() {
+            return expected("reward_model", "a --reward-model whose scores --output is to hold");
+        }
+        let device = self.machine.device()?;
+        let table = Table::read(path, &ReadOptions { skip_bad_rows: self.skip_bad_rows })?;
+        if table.skipped.rows > 0 {
+            let first = table.skipped.first.join("; ");
+            progress.note(&format!("skipped {} bad rows: {first}", table.skipped.rows));
+        }
+        let answers = Answers::of(&table);
+        if answers.iter().all(|row| row.answers.is_empty()) {
+            let got = table.format.fields();
+            return Err(Error::file(
+                path,
+                format!("expected rows with answers, got rows of {got}"),
+            ));
+        }
+        into.count("rows", answers.len(), "");
+        let mut scored = Vec::new();
+        if let Some(path) = &self.reward_model {
+            progress.label("scoring");
+            let model = RewardModel::open(path, &device)?;
+            scored = rewards_on_file(&model, &answers, &self.batching(), progress, into)?;
+        }
+        if let Some(path) = &self.model_name_or_path {
+            progress.label("reading");
+            let (model, reference) = self.policies(path, &device)?;
+            if let Some(reference) = &reference {
+                self.same_tokens(&model, reference)?;
+            }
+            let reference = reference.as_ref();
+            let policies = Policies { model: &model, reference, beta: self.beta };
+            policy_on_file(policies, &answers, &self.batching(), progress, into)?;
+        }
+        Ok(scored)
+    }
+
+    fn same_tokens(&self, model: &LanguageModel, reference: &LanguageModel) -> Result<()> {
+        if model.shares_tokens(reference) {
+            return Ok(());
+        }
+        let path = self.reference_model.clone().unwrap_or_default();
+        Err(Error::file(path, "expected the tokenizer of the --model, got another one"))
+    }
+
+    /// Measures on fresh samples, which are returned.
+    fn on_samples(
+        &self,
+        path: &Path,
+        progress: &mut Progress,
+        into: &mut Findings,
+    ) -> Result<Vec<Value>> {
+        let Some(model) = &self.model_name_or_path else { return Ok(Vec::new()) };
+        if self.reference_model.is_none() && self.reward_model.is_none() {
+            let what = "a --reference-model or a --reward-model to measure by";
+            return Err(Error::setting("reference_model", what, "none"));
+        }
+        let device = self.machine.device()?;
+        let (model, reference) = self.policies(model, &device)?;
+        let read = ReadOptions { skip_bad_rows: self.skip_bad_rows };
+        progress.label("sampling");
+        let (asked, own) = self.samples(&model, path, read, progress)?;
+        into.count("prompts", asked.len(), "");
+        let tokens: Vec<f64> = own.iter().map(|s| s.completion.len() as f64).collect();
+        into.mean("completion_tokens", &tokens, "");
+        let other = match &reference {
+            Some(reference) => Some(self.samples(reference, path, read, progress)?.1),
+            None => None,
+        };
+        if let Some(other) = other.as_ref().filter(|other| other.len() != own.len()) {
+            let (own, other) = (own.len(), other.len());
+            let message =
+                format!("its prompts are {own} to one tokenizer and {other} to the other");
+            return Err(Error::file(path, message));
+        }
+        if let Some(reference) = &reference {
+            match (self.sampling.is_plain(), model.shares_tokens(reference)) {
+                (true, true) => kl(&model, reference, &own, &self.batching(), progress, into)?,
+                (false, _) => {
+                    progress.note("no kl: it needs samples of --temperature 1 and all tokens")
+                }
+                (_, false) => progress.note("no kl: the two models have different tokenizers"),
+            }
+        }
+        let texts = |model: &LanguageModel, samples: &[Sample]| -> Result<Vec<String>> {
+            let text = |s: &Sample| model.tokenizer.decode_after(&s.prompt, &s.completion);
+            samples.iter().map(text).collect()
+        };
+        let own = texts(&model, &own)?;
+        let other = match reference.as_ref().zip(other) {
+            Some((reference, other)) => Some(texts(reference, &other)?),
+            None => None,
+        };
+        let answers: Vec<Answers> = (0..asked.len())
+            .map(|i| Answers {
+                prompt: asked[i].text.clone(),
+                answers: [Some(&own[i]), other.as_ref().map(|other| &other[i])]
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
+                ranks: None,
+                line: 0,
+            })
+            .collect();
+        self.compare(&answers, &device, progress, into)
+    }
+
+    /// A completion of each prompt by one model.
+    fn samples(
+        &self,
+        model: &LanguageModel,
+        path: &Path,
+        read: ReadOptions,
+        progress: &mut Progress,
+    ) -> Result<(Vec<Asked>, Vec<Sample>)> {
+        let decoder = &model.policy.decoder;
+        let asked = prompts(path, read, &model.tokenizer, decoder.config().max_positions)?;
+        let options = self.sampling.options(self.seed, model.tokenizer.stop_ids())?;
+        let ids: Vec<Vec<i32>> = asked.iter().map(|asked| asked.ids.clone()).collect();
+        let completions = sample(decoder, &model.policy.weights, &ids, &options, progress)?;
+        let samples = ids.into_iter().zip(completions);
+        let samples = samples.map(|(prompt, completion)| Sample { prompt, completion });
+        Ok((asked, samples.collect()))
+    }
+
+    /// Rewards and win rates of sampled texts.
+    fn compare(
+        &self,
+        answers: &[Answers],
+        device: &Device,
+        progress: &mut Progress,
+        into: &mut Findings,
+    ) -> Result<Vec<Value>> {
+        let mut rows: Vec<Value> = answers
+            .iter()
+            .map(|row| match &row.answers[..] {
+                [own, other] => {
+                    json!({ "prompt": row.prompt, "completion": own, "reference_completion": other })
+                }
+                own => json!({ "prompt": row.prompt, "completion": own.first() }),
+            })
+            .collect();
+        if let Some(path) = &self.reward_model {
+            progress.label("scoring");
+            let model = RewardModel::open(path, device)?;
+            let (wins, scores) = win_by_reward(&model, answers, &self.batching(), progress)?;
+            for (at, name) in [(0, "reward"), (1, "reward/reference")] {
+                let all: Vec<f64> =
+                    scores.iter().filter_map(|own| own.get(at).copied().flatten()).collect();
+                if !all.is_empty() {
+                    into.mean(name, &all, "of fresh samples");
+                }
+            }
+            for (row, scores) in rows.iter_mut().zip(&scores) {
+                for (name, score) in ["score", "reference_score"].iter().zip(scores) {
+                    row[*name] = json!(score);
+                }
+            }
+            if self.reference_model.is_some() {
+                wins.tell(into);
+            }
+        }
+        if let (Some(path), true) = (&self.judge, self.reference_model.is_some()) {
+            progress.label("judging");
+            let judge = self.judging.open(path, device)?;
+            let (wins, probs) = win_by_judge(&judge, answers, &self.batching(), progress)?;
+            let known: Vec<f64> = probs.iter().flatten().copied().collect();
+            if !known.is_empty() {
+                into.mean("judge_prob", &known, "that the model's answer is the better one");
+            }
+            rows.iter_mut().zip(&probs).for_each(|(row, prob)| row["judge_prob"] = json!(prob));
+            wins.tell(into);
+        }
+        Ok(rows)
+    }
+}
