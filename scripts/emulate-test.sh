@@ -51,7 +51,7 @@ for kind in "${kinds[@]}"; do
     built=$((SECONDS - start))
     echo "== $kind"
     case $kind in plain) orders=8 ;; thread) orders=1 ;; *) orders=2 ;; esac
-    COLLIMATE_TEST_ORDERS=$orders target/emulate/"$kind"/test || failed=1
+    COLLIMATE_TEST_ORDERS=$orders COLLIMATE_TEST_KERNELS=$out/kernels.tsv "$out/test" || failed=1
     if [ "$kind" = plain ]; then
         python3 gpu/check_abi.py "$out/libcollimate.so" kernels/collimate.h || failed=1
     fi

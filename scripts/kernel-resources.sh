@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A Markdown table of what each kernel takes: threads of a block, registers, static shared memory, stack, spills, and
-# the occupancy that registers and threads allow; ranges over its template's instances.
+# A Markdown table of what each kernel takes: threads of a block, registers, shared memory, stack, spills, and the
+# occupancy that they allow; ranges over its template's instances. Dynamic shared memory is the most that a launch of the
+# emulated tests asks for: run scripts/emulate-test.sh plain before, or it counts as none and the table says so.
 # Usage: scripts/kernel-resources.sh [--instances] [80|90]...   Fails if any kernel spills.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -424,7 +424,11 @@ int run(const Launch &launch) {
     shared.number = ++launches;
     shared.seed = current_seed;
     shared.kernel = next_kernel ? next_kernel->name.c_str() : "(not launched through launch())";
-    if (next_kernel) __atomic_add_fetch(&next_kernel->launches, 1, __ATOMIC_RELAXED);
+    if (next_kernel) {
+        std::lock_guard<std::mutex> guard(lock);
+        __atomic_add_fetch(&next_kernel->launches, 1, __ATOMIC_RELAXED);
+        next_kernel->shared_bytes = std::max(next_kernel->shared_bytes, launch.shared_bytes);
+    }
     next_kernel = nullptr;
     shared.block_order.resize(size_t(launch.grid.x) * launch.grid.y * launch.grid.z);
     Random{shared.seed, shared.seed != 0}.order(shared.block_order);

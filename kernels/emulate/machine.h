@@ -56,10 +56,12 @@ void fence();
 // Stops the launch with a message: for misuse that the hardware would answer with undefined behaviour.
 [[noreturn]] void misuse(const char *what, Site site);
 
-// A kernel that some launch() names, linked into the program; `launches` counts its launches.
+// A kernel that some launch() names, linked into the program; `launches` counts its launches, `shared_bytes` is the
+// most dynamic shared memory that one of them asked for.
 struct Kernel {
     std::string name;
     std::int64_t launches = 0;
+    size_t shared_bytes = 0;
     Kernel *next;
     explicit Kernel(const char *pretty_function);
 };

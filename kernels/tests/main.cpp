@@ -34,5 +34,14 @@ int main(int count, char **arguments) {
             test::expect(kernel->launches > 0, "no test launched %s", kernel->name.c_str());
         }
     }
+    // for scripts/kernel-resources.sh: the dynamic shared memory of each kernel
+    if (const char *path = std::getenv("COLLIMATE_TEST_KERNELS")) {
+        std::FILE *file = std::fopen(path, "w");
+        if (!test::expect(file != nullptr, "cannot write %s", path)) return 1;
+        for (const auto *kernel = collimate::emulate::kernels(); kernel; kernel = kernel->next) {
+            std::fprintf(file, "%s\t%zu\n", kernel->name.c_str(), kernel->shared_bytes);
+        }
+        std::fclose(file);
+    }
     return test::failures != 0;
 }

@@ -37,7 +37,7 @@ pub(crate) struct DeviceTest {
 }
 
 /// A test that [`test_devices`] made.
-#[cfg_attr(not(feature = "emulate"), expect(dead_code))]
+#[cfg_attr(not(any(feature = "cuda", feature = "emulate")), expect(dead_code))]
 pub(crate) struct Registered(pub &'static DeviceTest);
 inventory::collect!(Registered);
 
@@ -80,8 +80,11 @@ pub(crate) fn devices() -> Vec<Device> {
 /// A GPU or its emulation.
 pub(crate) fn gpu() -> Option<Device> {
     let gpu = Device::cuda(0);
-    if cfg!(feature = "emulate") {
-        return Some(gpu.expect("the emulated device is always there"));
+    // COLLIMATE_GPU=require: a test of a GPU must not pass by not finding it.
+    if cfg!(feature = "emulate")
+        || std::env::var_os("COLLIMATE_GPU").is_some_and(|x| x == "require")
+    {
+        return Some(gpu.expect("a GPU"));
     }
     gpu.ok()
 }
@@ -137,13 +140,20 @@ pub(crate) fn bits<T: crate::Plain>(values: &[T]) -> Vec<u8> {
     bytemuck::cast_slice(values).to_vec()
 }
 
+/// The tests of devices and no others, under one name for compute-sanitizer.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+#[test]
+fn every_device_test() {
+    let tests: Vec<_> = inventory::iter::<Registered>.into_iter().collect();
+    assert!(!tests.is_empty(), "no test of a device is linked");
+    tests.iter().for_each(|Registered(test)| test.assert());
+}
+
 /// Runs every device test that has not run yet, then asks the emulator what was launched.
 #[cfg(feature = "emulate")]
 #[test]
 fn every_kernel_is_launched_by_a_test() {
-    for Registered(test) in inventory::iter::<Registered> {
-        test.assert();
-    }
+    every_device_test();
     let mut missed = Vec::new();
     for index in 0.. {
         let (mut name, mut launches) = (std::ptr::null(), 0);

@@ -1,0 +1,222 @@
+"""The language head and DPO: hidden states to the loss and the gradients of hidden states and weight, against PyTorch eager,
+torch.compile, Liger's fused linear DPO and cut-cross-entropy, in one process. The reference's log-probabilities are 0.
+
+Collimate's matrix products are torch's here; its fused pass, sums and loss are the library's.
+`--device cpu` tries the script out on an emulated library, at small sizes.
+"""
+
+import importlib
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from protocol import Session
+
+IGNORE, BETA, CHUNK_ROWS = -100, 0.1, 4096
+
+
+class Batch:
+    """Pairs of packed sequences, chosen and rejected in turn, of log-normal lengths; a part of each is prompt."""
+
+    def __init__(self, machine, pairs, longest, hidden, vocab, prompt):
+        g = torch.Generator().manual_seed(11)
+        lengths = torch.exp(torch.randn(2 * pairs, generator=g) * 0.5 + torch.log(torch.tensor(longest / 3.0)))
+        self.lengths = lengths.clamp(4, longest).int().tolist()
+        self.pairs, self.vocab, self.hidden_size, self.device = pairs, vocab, hidden, machine.name
+        rows = sum(self.lengths)
+        targets = torch.randint(vocab, (rows,), generator=g, dtype=torch.int32)
+        starts = torch.tensor([0, *self.lengths]).cumsum(0)
+        scored = []
+        for start, length in zip(starts.tolist(), self.lengths):
+            skipped = min(length - 1, int(length * prompt))
+            targets[start : start + skipped] = IGNORE
+            scored.append(length - skipped)
+        self.targets = targets.to(machine.name)
+        self.sequence = torch.repeat_interleave(torch.arange(2 * pairs), torch.tensor(self.lengths)).to(machine.name)
+        self.scored_rows = (targets != IGNORE).nonzero().squeeze(1).to(machine.name)
+        self.offsets = torch.tensor([0, *scored]).cumsum(0).tolist()
+        gd = torch.Generator(device=machine.name).manual_seed(12)
+        noise = lambda *shape: torch.randn(*shape, generator=gd, device=machine.name)
+        self.hidden = noise(rows, hidden).to(torch.bfloat16)
+        self.weight = (noise(vocab, hidden) / hidden**0.5).to(torch.bfloat16)
+
+    def padded(self):
+        """Hidden states [2 pairs, longest, hidden] and targets, all chosen before all rejected, for peers that need them."""
+        order = [*range(0, 2 * self.pairs, 2), *range(1, 2 * self.pairs, 2)]
+        parts = [part for part in self.hidden.split(self.lengths)]
+        labels = [part for part in self.targets.split(self.lengths)]
+        pad = torch.nn.utils.rnn.pad_sequence
+        hidden = pad([parts[s] for s in order], batch_first=True)
+        return hidden, pad([labels[s].long() for s in order], batch_first=True, padding_value=IGNORE), order
+
+
+def dpo(logps, sequence, pairs):
+    """The loss of per-token log-probabilities."""
+    sums = torch.zeros(2 * pairs, dtype=logps.dtype, device=logps.device).index_add(0, sequence, logps)
+    return -logsigmoid(BETA * (sums[0::2] - sums[1::2])).mean()
+
+
+class Collimate:
+    """Chunks of whole pairs: product, fused pass in place, sums, loss, coefficients, two products."""
+
+    def __init__(self, library, machine, batch):
+        self.library, self.machine, self.batch = library, machine, batch
+        self.config = library.struct("preference_config", term_count=1, reward_scale=BETA, normaliser=float(batch.pairs))
+        self.config.terms[0] = library.struct("preference_term", kind=0, weight=1.0, beta=BETA)
+        self.targets = batch.targets[batch.scored_rows].contiguous()
+        self.chunks = self._chunks()
+
+    def _chunks(self):
+        """(pairs, first row, last row, offsets on the device) of each chunk."""
+        ends, chunks, first = self.batch.offsets, [], 0
+        while first < self.batch.pairs:
+            last = first + 1
+            while last < self.batch.pairs and ends[2 * last + 2] - ends[2 * first] <= CHUNK_ROWS:
+                last += 1
+            cu = [end - ends[2 * first] for end in ends[2 * first : 2 * last + 1]]
+            cu = torch.tensor(cu, dtype=torch.int32, device=self.machine.name)
+            chunks.append((last - first, ends[2 * first], ends[2 * last], cu))
+            first = last
+        return chunks
+
+    def run(self, _):
+        batch, stream = self.batch, self.machine.stream()
+        x = batch.hidden.index_select(0, batch.scored_rows)
+        dx, dweight = torch.empty_like(x), torch.zeros(batch.weight.shape, dtype=torch.float32, device=x.device)
+        floats = lambda n: x.new_empty(n, dtype=torch.float32)
+        metrics = torch.zeros(self.library.constant("PREFERENCE_METRICS"), dtype=torch.float64, device=x.device)
+        for pairs, first, last, cu in self.chunks:
+            rows, part = last - first, x[first:last]
+            logits = part @ batch.weight.T
+            targets, logps, lse = self.targets[first:last], floats(rows), floats(rows)
+            size = self.library.number("token_logprobs_workspace", rows, batch.vocab)
+            self.library.call(
+                "token_logprobs_fused", logits_to_gradient=logits, logps=logps, lse=lse, statistics=None, targets=targets,
+                map=None, rows=rows, vocab=batch.vocab, row_stride=logits.stride(0), dtype=self.library.constant("BF16"),
+                workspace=x.new_empty(size, dtype=torch.uint8), workspace_bytes=size, error=None, stream=stream,
+            )
+            sums, dsums, dlogps = floats(2 * pairs), floats(2 * pairs), floats(rows)
+            self.library.call("sequence_sum_forward", sums=sums, counts=None, logps=logps, weights=None, targets=None,
+                              cu_scored=cu, sequences=2 * pairs, stream=stream)
+            fields = dict(policy_chosen_logps=sums, policy_rejected_logps=sums[1:], dchosen=dsums, drejected=dsums[1:])
+            pairs_of = self.library.struct("preference_batch", metrics=metrics, pairs=pairs, stride=2, **fields)
+            size = self.library.number("preference_loss_workspace", pairs)
+            self.library.call("preference_loss", batch=pairs_of, config=self.config, workspace_bytes=size, stream=stream,
+                              workspace=x.new_empty(size, dtype=torch.uint8))
+            self.library.call("sequence_sum_backward", dlogps=dlogps, dsums=dsums, weights=None, targets=None,
+                              cu_scored=cu, sequences=2 * pairs, stream=stream)
+            c = dlogps.unsqueeze(1)
+            torch.mul(logits @ batch.weight, c, out=dx[first:last])
+            _add_product(dweight, logits.T, (part * c).to(part.dtype))
+        dhidden = torch.zeros_like(batch.hidden).index_copy_(0, batch.scored_rows, dx)
+        return metrics[:1], dhidden, dweight
+
+
+def _add_product(into, a, b):
+    """into += a b, float32 sums of 16-bit factors."""
+    if a.is_cuda:
+        torch.addmm(into, a, b, out_dtype=torch.float32, out=into)
+    else:
+        into.addmm_(a.float(), b.float())
+
+
+def token_dpo(batch, logps_of):
+    """A contender by autograd, of a function (hidden, weight) -> log-probabilities of all rows, 0 where skipped."""
+
+    def run(_):
+        hidden, weight = (x.detach().requires_grad_() for x in (batch.hidden, batch.weight))
+        with torch.enable_grad():
+            loss = dpo(logps_of(hidden, weight), batch.sequence, batch.pairs)
+            loss.backward()
+        return loss.detach().reshape(1), hidden.grad, weight.grad
+
+    return run
+
+
+def liger(batch):
+    """Liger's fused linear DPO, on padded sequences."""
+    fused = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearDPOLoss(
+        ignore_index=IGNORE, beta=BETA, compute_nll_loss=False, use_ref_model=False, average_log_prob=False
+    )
+    padded, targets, order = batch.padded()
+
+    def run(_):
+        hidden, weight = padded.detach().requires_grad_(), batch.weight.detach().requires_grad_()
+        with torch.enable_grad():
+            loss, *_ = fused(weight, hidden, targets)
+            loss.backward()
+        parts = {s: hidden.grad[i, : batch.lengths[s]] for i, s in enumerate(order)}
+        return loss.detach().reshape(1), torch.cat([parts[s] for s in range(len(order))]), weight.grad
+
+    return run
+
+
+def cut_cross_entropy(batch):
+    """cut-cross-entropy's log-probabilities under DPO."""
+    linear = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    targets = batch.targets.long()
+    return token_dpo(batch, lambda hidden, weight: -linear(hidden, weight, targets, ignore_index=IGNORE, reduction="none").float())
+
+
+def optional(make, batch):
+    """A contender, or the reason why there is none."""
+    try:
+        return make(batch)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def exact(batch):
+    """In float64, from the same 16-bit inputs: the loss, then gradients, a few rows at a time."""
+    weight, index = batch.weight.double(), batch.targets.clamp(min=0).long().unsqueeze(1)
+    kept = (batch.targets != IGNORE).double()
+    logps = torch.cat([torch.log_softmax(h.double() @ weight.T, -1).gather(1, t).squeeze(1) * k
+                       for h, t, k in zip(batch.hidden.split(256), index.split(256), kept.split(256))])
+    logps.requires_grad_()
+    with torch.enable_grad():
+        loss = dpo(logps, batch.sequence, batch.pairs)
+        loss.backward()
+    dweight, dhidden = torch.zeros_like(weight), []
+    for h, t, c in zip(batch.hidden.split(256), index.split(256), (logps.grad * kept).split(256)):
+        g = torch.softmax(h.double() @ weight.T, -1).neg_()
+        g.scatter_add_(1, t, torch.ones_like(t, dtype=g.dtype)).mul_(c.unsqueeze(1))
+        dhidden.append(g @ weight)
+        dweight.addmm_(g.T, h.double())
+    return {"loss": loss.detach().reshape(1), "dhidden": torch.cat(dhidden), "dweight": dweight}
+
+
+def one_case(session, pairs, longest, hidden, vocab, prompt):
+    batch = Batch(session.machine, pairs, longest, hidden, vocab, prompt)
+
+    def eager(h, w):
+        picked = torch.log_softmax((h @ w.T).float(), -1).gather(1, batch.targets.clamp(min=0).long().unsqueeze(1)).squeeze(1)
+        return torch.where(batch.targets == IGNORE, 0.0, picked)
+
+    runs = {
+        "collimate": Collimate(session.library, session.machine, batch).run,
+        "torch eager": token_dpo(batch, eager),
+        "torch.compile": token_dpo(batch, torch.compile(eager, dynamic=False)),
+        "Liger fused linear DPO": optional(liger, batch),
+        "cut-cross-entropy": optional(cut_cross_entropy, batch),
+    }
+    scored, rows = len(batch.scored_rows), len(batch.targets)
+    heading = f"{pairs} pairs, {rows} tokens of which {scored} scored, hidden {hidden}, vocabulary {vocab}, bf16"
+    session.case(heading, runs, exact(batch), flops=6 * scored * vocab * hidden)
+
+
+def main():
+    session = Session("language head and DPO", __doc__.splitlines()[0])
+    cases = [(8, 2048, 4096, 128256, 0.0), (8, 2048, 4096, 128256, 0.5), (64, 512, 2048, 151936, 0.5)]
+    if not session.machine.is_gpu:
+        cases = [(3, 24, 32, 517, 0.4)]
+    for case in cases:
+        torch._dynamo.reset()
+        try:
+            one_case(session, *case)
+        except torch.OutOfMemoryError as error:
+            session.failed(f"pairs, longest, hidden, vocabulary, prompt: {case}", error)
+    session.finish()
+
+
+if __name__ == "__main__":
+    main()
