@@ -138,7 +138,7 @@ enum collimate_preference_kind {
     COLLIMATE_PREFERENCE_HINGE = 2,             /* max(0, 1 - h) */
     COLLIMATE_PREFERENCE_IPO_SUM = 3,           /* (d - 1 / (2 beta))^2 */
     COLLIMATE_PREFERENCE_IPO_MEAN = 4,          /* (a / n_w - b / n_l - 1 / (2 beta))^2 */
-    COLLIMATE_PREFERENCE_PSI_PO = 5,            /* (d - label)^2; label: the target (Psi(p) - Psi(1 - p)) / (2 tau) */
+    COLLIMATE_PREFERENCE_PSI_PO = 5,            /* (d - psi_target)^2; psi_target: (Psi(p) - Psi(1 - p)) / (2 tau) */
     COLLIMATE_PREFERENCE_EXO = 6,               /* reverse KL of (sg(h), sg(-h)) to (1 - e, e), 0 < e < 1 */
     COLLIMATE_PREFERENCE_APO_ZERO = 7,          /* 1 - sg(beta a) + sg(beta b) */
     COLLIMATE_PREFERENCE_APO_DOWN = 8,          /* sg(beta a) + 1 - sg(h) */
@@ -149,7 +149,17 @@ enum collimate_preference_kind {
     COLLIMATE_PREFERENCE_ORPO = 13,             /* -lw / n_w + beta sp(-log odds ratio) */
     COLLIMATE_PREFERENCE_CPO = 14,              /* sp(-beta (lw - ll)) - alpha lw / n_w */
     COLLIMATE_PREFERENCE_SLIC_HF = 15,          /* max(0, delta - lw + ll) - lambda target_logps */
-    COLLIMATE_PREFERENCE_SFT = 16               /* -lw / sft_tokens, outside the normaliser, without pair weights */
+    COLLIMATE_PREFERENCE_SFT = 16,              /* -lw / sft_tokens, outside the normaliser, without pair weights */
+    COLLIMATE_PREFERENCE_DISCOPOP = 17          /* sg(-h / tau) sp(-h) + sg(h / tau) exp(-h), 0 < tau <= 1 */
+};
+
+/* What stands for the log-ratios a and b in the losses. The rewards stay log-ratios, SFT and losses without a reference
+ * read none. */
+enum collimate_divergence {
+    COLLIMATE_DIVERGENCE_REVERSE_KL = 0,     /* a */
+    COLLIMATE_DIVERGENCE_FORWARD_KL = 1,     /* 1 - exp(-a) */
+    COLLIMATE_DIVERGENCE_JENSEN_SHANNON = 2, /* ln 2 - sp(-a) */
+    COLLIMATE_DIVERGENCE_ALPHA = 3           /* (1 - exp(-alpha a)) / alpha, 0 < alpha < 1 */
 };
 
 /* One loss of a mixture. Fields that its formula does not name are not read. */
@@ -162,6 +172,7 @@ typedef struct {
     float alpha;   /* CPO's weight of the likelihood */
     float delta;   /* SLiC-HF's margin */
     float lambda;  /* SLiC-HF's weight of the target's likelihood */
+    float tau;     /* DiscoPOP's temperature */
 } collimate_preference_term;
 
 #define COLLIMATE_PREFERENCE_TERMS 8
@@ -184,7 +195,8 @@ typedef struct {
     const int32_t *chosen_lengths;         /* [pairs, stride], NULL where no term or reward divides by lengths */
     const int32_t *rejected_lengths;       /* [pairs, stride], likewise */
     const float *policy_target_logps;      /* [pairs] of SLiC-HF, NULL: the chosen ones */
-    const float *labels;                   /* [pairs], NULL: see the kinds; PSI_PO needs them */
+    const float *labels;                   /* [pairs], NULL: see the kinds */
+    const float *psi_targets;              /* [pairs] of PSI_PO */
     const float *weights;                  /* [pairs] of the pairs' losses, NULL: 1 */
     float *dchosen;                        /* [pairs, stride] =  d loss / d lw */
     float *drejected;                      /* [pairs, stride] =  d loss / d ll */
@@ -195,6 +207,10 @@ typedef struct {
     float *accuracies;                     /* [pairs] =  1 where the chosen reward is the larger; may be NULL */
     double *metrics;                       /* [COLLIMATE_PREFERENCE_METRICS] +=  may be NULL */
     int64_t pairs, stride, reference_stride;
+    int32_t divergence;                    /* collimate_divergence */
+    float divergence_alpha;
+    int32_t adds;                          /* not 0, for a further loss of a mixture: losses and gradients are +=,
+                                            * rewards and accuracies are left alone, of the metrics the loss is added */
 } collimate_preference_batch;
 
 /* Sums over the pairs of the call, except the first. */
@@ -264,17 +280,39 @@ typedef struct {
     float desirable_beta;   /* lambda_d: scales inside the sigmoid */
     float undesirable_beta; /* lambda_u */
     float reward_scale;
+    float weight;           /* in the mixture */
     int32_t detach_kl;      /* 0: the gradient flows through the KL terms too; then the call must hold the whole batch */
     double normaliser;      /* pairs of the whole step, > 0; the loss is the mean over twice as many values */
 } collimate_kto_paired_config;
 
 /* chosen: sg(-lambda_d (a - KL_l)), rejected: sg(-lambda_u (KL_w - b)); KL_w = max(0, mean a), KL_l = max(0, mean b).
  * Of `batch` it uses the log-probabilities, outputs and metrics as preference_loss does; `losses` is the mean of the
- * pair's two values; weights multiply both. Labels, lengths and targets are not read. */
+ * pair's two values; weights multiply both. Labels, lengths and targets are not read. a and b are as the divergence
+ * bends them. */
 int32_t collimate_kto_paired_loss(
     const collimate_preference_batch *batch,
     const double *kl,  /* [3] {sum a, sum b, pairs} of the whole batch; NULL: from this call's pairs */
     const collimate_kto_paired_config *config, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * aot_loss: alignment by optimal transport. The call must hold the whole batch.
+ */
+
+typedef struct {
+    float beta;
+    float reward_scale;
+    float weight;      /* in the mixture */
+    int32_t unpaired;  /* not 0: x are the chosen log-ratios and y the rejected ones, as the divergence bends them */
+    double normaliser; /* pairs of the whole step, > 0 */
+} collimate_aot_config;
+
+int64_t collimate_aot_loss_workspace(int64_t pairs);
+
+/* sp(-beta (x_k - y_k)), x the pairs' margins lw - ll and y the references' rw - rl, each sorted on its own. A loss and
+ * its weight are those of the pair that x_k is of. Of `batch` it uses what kto_paired_loss does. */
+int32_t collimate_aot_loss(
+    const collimate_preference_batch *batch, const collimate_aot_config *config,
+    void *workspace, int64_t workspace_bytes, void *stream);
 
 /* ------------------------------------------------------------------------------------------------------------------
  * gather_rows: rows of a matrix by index, and the way back. An index outside [0, source_rows) gathers zeros, adds

@@ -2,7 +2,7 @@
 // One block takes the whole call, since the pairs' form needs the batch's KL before any gradient: sums are in float64,
 // in the order of the block's threads. Launch-bound at training sizes.
 #include "launch.cuh"
-#include "preference_math.cuh"
+#include "pairs.cuh"
 #include "reduce.cuh"
 
 namespace collimate::kto {
@@ -68,18 +68,17 @@ __global__ void __launch_bounds__(kThreads) kto_loss_kernel(Examples examples) {
     for (int m = 0; m < COLLIMATE_KTO_METRICS; m++) examples.metrics[m] += metrics[m];
 }
 
-using Batch = collimate_preference_batch;
+using Batch = PairBatch;
 using PairedConfig = collimate_kto_paired_config;
 
-struct LogRatios {
-    float lw, ll, a, b;
+// The log-ratios as the divergence bends them.
+struct BentRatios {
+    Bent a, b;
 };
 
-__device__ __forceinline__ LogRatios load_ratios(const Batch &batch, int64_t i) {
-    const float lw = batch.policy_chosen_logps[i * batch.stride], ll = batch.policy_rejected_logps[i * batch.stride];
-    const int64_t at = i * batch.reference_stride;
-    return {lw, ll, batch.reference_chosen_logps ? lw - batch.reference_chosen_logps[at] : lw,
-            batch.reference_rejected_logps ? ll - batch.reference_rejected_logps[at] : ll};
+__device__ __forceinline__ BentRatios load_bent(const Batch &batch, int64_t i) {
+    const LogRatios pair = load_ratios(batch, i);
+    return {bend(batch, pair.a), bend(batch, pair.b)};
 }
 
 // What each pair's gradient takes from the batch.
@@ -94,9 +93,9 @@ __device__ Coupling couple(const Batch &batch, const double *kl, const PairedCon
         chosen = kl[0], rejected = kl[1], count = kl[2];
     } else {
         for (int64_t i = threadIdx.x; i < batch.pairs; i += kThreads) {
-            const LogRatios pair = load_ratios(batch, i);
-            chosen += pair.a;
-            rejected += pair.b;
+            const BentRatios pair = load_bent(batch, i);
+            chosen += pair.a.value;
+            rejected += pair.b.value;
         }
         chosen = reduce_block(chosen, Sum(), scratch);
         rejected = reduce_block(rejected, Sum(), scratch);
@@ -105,10 +104,10 @@ __device__ Coupling couple(const Batch &batch, const double *kl, const PairedCon
     if (config.detach_kl) return coupling;
     double of_chosen = 0.0, of_rejected = 0.0;
     for (int64_t i = threadIdx.x; i < batch.pairs; i += kThreads) {
-        const LogRatios pair = load_ratios(batch, i);
+        const BentRatios pair = load_bent(batch, i);
         const double weight = batch.weights ? batch.weights[i] : 1.0;
-        of_chosen += weight * sigmoid_slope(config.desirable_beta * (pair.a - coupling.kl_rejected));
-        of_rejected += weight * sigmoid_slope(config.undesirable_beta * (coupling.kl_chosen - pair.b));
+        of_chosen += weight * sigmoid_slope(config.desirable_beta * (pair.a.value - coupling.kl_rejected));
+        of_rejected += weight * sigmoid_slope(config.undesirable_beta * (coupling.kl_chosen - pair.b.value));
     }
     of_chosen = reduce_block(of_chosen, Sum(), scratch);
     of_rejected = reduce_block(of_rejected, Sum(), scratch);
@@ -119,39 +118,21 @@ __device__ Coupling couple(const Batch &batch, const double *kl, const PairedCon
 
 __global__ void __launch_bounds__(kThreads) kto_paired_kernel(Batch batch, const double *kl, PairedConfig config) {
     const Coupling coupling = couple(batch, kl, config, shared<double>());
-    const double share = 0.5 / config.normaliser;
+    const double share = 0.5 * config.weight / config.normaliser;
     double metrics[COLLIMATE_PREFERENCE_METRICS] = {};
     for (int64_t i = threadIdx.x; i < batch.pairs; i += kThreads) {
-        const LogRatios pair = load_ratios(batch, i);
-        const float u = config.desirable_beta * (pair.a - coupling.kl_rejected);
-        const float v = config.undesirable_beta * (coupling.kl_chosen - pair.b);
+        const BentRatios bent = load_bent(batch, i);
+        const float u = config.desirable_beta * (bent.a.value - coupling.kl_rejected);
+        const float v = config.undesirable_beta * (coupling.kl_chosen - bent.b.value);
         const float loss = 0.5f * (sigmoid(-u) + sigmoid(-v));
         const double weight = batch.weights ? batch.weights[i] : 1.0;
         const double da = -weight * config.desirable_beta * sigmoid_slope(u) + coupling.through_chosen;
         const double db = weight * config.undesirable_beta * sigmoid_slope(v) + coupling.through_rejected;
-        batch.dchosen[i * batch.stride] = static_cast<float>(share * da);
-        batch.drejected[i * batch.stride] = static_cast<float>(share * db);
-        const float chosen = config.reward_scale * pair.a, rejected = config.reward_scale * pair.b;
-        const float accuracy = chosen > rejected ? 1.0f : 0.0f;
-        if (batch.losses) batch.losses[i] = loss;
-        if (batch.chosen_rewards) batch.chosen_rewards[i] = chosen;
-        if (batch.rejected_rewards) batch.rejected_rewards[i] = rejected;
-        if (batch.accuracies) batch.accuracies[i] = accuracy;
-        metrics[COLLIMATE_PREFERENCE_LOSS] += weight * loss;
-        metrics[COLLIMATE_PREFERENCE_CHOSEN_REWARD] += chosen;
-        metrics[COLLIMATE_PREFERENCE_REJECTED_REWARD] += rejected;
-        metrics[COLLIMATE_PREFERENCE_ACCURACY] += accuracy;
-        metrics[COLLIMATE_PREFERENCE_CHOSEN_LOGP] += pair.lw;
-        metrics[COLLIMATE_PREFERENCE_REJECTED_LOGP] += pair.ll;
-        metrics[COLLIMATE_PREFERENCE_PAIRS] += 1.0;
+        const LogRatios pair = load_ratios(batch, i);
+        put_pair(batch, i, config.weight * loss, config.weight * weight * loss, share * da * bent.a.slope,
+                 share * db * bent.b.slope, config.reward_scale * pair.a, config.reward_scale * pair.b, metrics);
     }
-    if (!batch.metrics) return;
-    for (int m = 0; m < COLLIMATE_PREFERENCE_METRICS; m++) {
-        metrics[m] = reduce_block(metrics[m], Sum(), shared<double>());
-    }
-    if (threadIdx.x != 0) return;
-    metrics[COLLIMATE_PREFERENCE_LOSS] /= config.normaliser;
-    for (int m = 0; m < COLLIMATE_PREFERENCE_METRICS; m++) batch.metrics[m] += metrics[m];
+    put_metrics(batch, config.normaliser, metrics);
 }
 
 inline Grid one_block(int64_t count) { return {{count > 0 ? 1u : 0u}, {kThreads}, kSharedBytes}; }
@@ -178,6 +159,6 @@ extern "C" int32_t collimate_kto_loss(float *dlogps, float *losses, float *rewar
 
 extern "C" int32_t collimate_kto_paired_loss(const collimate_preference_batch *batch, const double *kl,
                                              const collimate_kto_paired_config *config, void *stream) {
-    if (batch->pairs < 0 || !(config->normaliser > 0.0)) return COLLIMATE_STATUS_ARGUMENT;
+    if (!collimate::is_valid_batch(*batch) || !(config->normaliser > 0.0)) return COLLIMATE_STATUS_ARGUMENT;
     return collimate::launch<op::kto_paired_kernel>(op::one_block(batch->pairs), stream, *batch, kl, *config);
 }

@@ -2,7 +2,7 @@
 // A loss is a functor from a pair to its value and gradient. A thread takes a pair; the metrics are summed in float64
 // by a block in the order of its threads, and over blocks, in their order, by the one that finishes last.
 #include "launch.cuh"
-#include "preference_math.cuh"
+#include "pairs.cuh"
 #include "reduce.cuh"
 
 namespace collimate::preference_loss {
@@ -11,9 +11,11 @@ constexpr int kThreads = 256;
 constexpr int kMetrics = COLLIMATE_PREFERENCE_METRICS;
 
 struct Pair {
-    float lw, ll, a, b;  // policy; policy - reference
-    float n_w, n_l;      // at least 1
+    float lw, ll;    // policy
+    float a, b;      // policy - reference, as the divergence bends them
+    float n_w, n_l;  // at least 1
     float label;
+    float psi_target;
     float target;  // log-probability of SLiC-HF's target
     bool has_label;
 };
@@ -70,7 +72,7 @@ struct IpoMean {
 
 struct PsiPo {
     __device__ Value operator()(const Pair &pair, const Term &) const {
-        const float gap = pair.a - pair.b - pair.label;
+        const float gap = pair.a - pair.b - pair.psi_target;
         return of_margin(square(gap), 2.0f * gap, 1.0f);
     }
 };
@@ -154,6 +156,17 @@ struct SlicHf {
     }
 };
 
+struct DiscoPop {
+    __device__ Value operator()(const Pair &pair, const Term &term) const {
+        const float h = term.beta * (pair.a - pair.b), x = h / term.tau, rest = sigmoid(-x);
+        // sigmoid(x) e^-h as one exponential: the two factors leave the range of numbers apart
+        const float exponential = expf(-h - softplus(-x));
+        const float slope =
+            exponential * (rest / term.tau - 1.0f) - rest * sigmoid(-h) - softplus(-h) * sigmoid_slope(x) / term.tau;
+        return of_margin(rest * softplus(-h) + exponential, slope, term.beta);
+    }
+};
+
 __device__ Value evaluate(const Pair &pair, const Term &term) {
     switch (term.kind) {
         case COLLIMATE_PREFERENCE_SIGMOID: return Sigmoid()(pair, term);
@@ -171,31 +184,32 @@ __device__ Value evaluate(const Pair &pair, const Term &term) {
         case COLLIMATE_PREFERENCE_SIMPO: return SimPo()(pair, term);
         case COLLIMATE_PREFERENCE_ORPO: return Orpo()(pair, term);
         case COLLIMATE_PREFERENCE_CPO: return Cpo()(pair, term);
-        default: return SlicHf()(pair, term);
+        case COLLIMATE_PREFERENCE_SLIC_HF: return SlicHf()(pair, term);
+        default: return DiscoPop()(pair, term);
     }
 }
 
-using Batch = collimate_preference_batch;
+using Batch = PairBatch;
 using Config = collimate_preference_config;
 
-__device__ Pair load_pair(const Batch &batch, int64_t i) {
-    const int64_t at = i * batch.stride, reference = i * batch.reference_stride;
+__device__ Pair load_pair(const Batch &batch, int64_t i, const LogRatios &ratios, const Bent &a, const Bent &b) {
+    const int64_t at = i * batch.stride;
     Pair pair;
-    pair.lw = batch.policy_chosen_logps[at];
-    pair.ll = batch.policy_rejected_logps[at];
-    pair.a = batch.reference_chosen_logps ? pair.lw - batch.reference_chosen_logps[reference] : pair.lw;
-    pair.b = batch.reference_rejected_logps ? pair.ll - batch.reference_rejected_logps[reference] : pair.ll;
+    pair.lw = ratios.lw, pair.ll = ratios.ll, pair.a = a.value, pair.b = b.value;
     pair.n_w = batch.chosen_lengths ? static_cast<float>(max(batch.chosen_lengths[at], 1)) : 1.0f;
     pair.n_l = batch.rejected_lengths ? static_cast<float>(max(batch.rejected_lengths[at], 1)) : 1.0f;
     pair.has_label = batch.labels != nullptr;
     pair.label = pair.has_label ? batch.labels[i] : 0.0f;
+    pair.psi_target = batch.psi_targets ? batch.psi_targets[i] : 0.0f;
     pair.target = batch.policy_target_logps ? batch.policy_target_logps[i] : pair.lw;
     return pair;
 }
 
 // Writes the pair's outputs and adds it to the metrics.
 __device__ void take_pair(const Batch &batch, const Config &config, int64_t i, double (&metrics)[kMetrics]) {
-    const Pair pair = load_pair(batch, i);
+    const LogRatios ratios = load_ratios(batch, i);
+    const Bent a = bend(batch, ratios.a), b = bend(batch, ratios.b);
+    const Pair pair = load_pair(batch, i, ratios, a, b);
     Value mixture = {0.0f, 0.0f, 0.0f};
     double sft = 0.0;  // the weight of -lw, the normaliser included
     for (int k = 0; k < config.term_count; k++) {
@@ -212,25 +226,12 @@ __device__ void take_pair(const Batch &batch, const Config &config, int64_t i, d
     }
     if (!batch.policy_target_logps) mixture.dlw += mixture.dtarget;
     const double weight = batch.weights ? batch.weights[i] : 1.0, share = weight / config.normaliser;
-    const int64_t at = i * batch.stride;
-    batch.dchosen[at] = static_cast<float>(mixture.dlw * share - sft);
-    batch.drejected[at] = static_cast<float>(mixture.dll * share);
-    if (batch.dtarget) batch.dtarget[i] = static_cast<float>(mixture.dtarget * share);
-    const float chosen = config.reward_scale * (config.reward_per_token ? pair.a / pair.n_w : pair.a);
-    const float rejected = config.reward_scale * (config.reward_per_token ? pair.b / pair.n_l : pair.b);
-    const float accuracy = chosen > rejected ? 1.0f : 0.0f;
-    if (batch.losses) batch.losses[i] = mixture.loss;
-    if (batch.chosen_rewards) batch.chosen_rewards[i] = chosen;
-    if (batch.rejected_rewards) batch.rejected_rewards[i] = rejected;
-    if (batch.accuracies) batch.accuracies[i] = accuracy;
+    if (batch.dtarget) put(batch, &batch.dtarget[i], mixture.dtarget * share);
+    const float chosen = config.reward_scale * (config.reward_per_token ? ratios.a / pair.n_w : ratios.a);
+    const float rejected = config.reward_scale * (config.reward_per_token ? ratios.b / pair.n_l : ratios.b);
     // the normaliser divides the sum, once: equal losses then have exactly their value as mean
-    metrics[COLLIMATE_PREFERENCE_LOSS] += weight * mixture.loss - sft * config.normaliser * pair.lw;
-    metrics[COLLIMATE_PREFERENCE_CHOSEN_REWARD] += chosen;
-    metrics[COLLIMATE_PREFERENCE_REJECTED_REWARD] += rejected;
-    metrics[COLLIMATE_PREFERENCE_ACCURACY] += accuracy;
-    metrics[COLLIMATE_PREFERENCE_CHOSEN_LOGP] += pair.lw;
-    metrics[COLLIMATE_PREFERENCE_REJECTED_LOGP] += pair.ll;
-    metrics[COLLIMATE_PREFERENCE_PAIRS] += 1.0;
+    put_pair(batch, i, mixture.loss, weight * mixture.loss - sft * config.normaliser * pair.lw,
+             mixture.dlw * share * a.slope - sft, mixture.dll * share * b.slope, chosen, rejected, metrics);
 }
 
 // `partials` [blocks, kMetrics] and `done`, a zero, are used where there is more than one block.
@@ -273,19 +274,20 @@ inline bool needs_lengths(int kind) {
 inline bool is_valid(const Batch &batch, const Term &term, double sft_tokens) {
     const float e = term.label_smoothing;
     const bool lengths = batch.chosen_lengths && batch.rejected_lengths;
-    if (term.kind < 0 || term.kind > COLLIMATE_PREFERENCE_SFT || (needs_lengths(term.kind) && !lengths)) return false;
+    if (term.kind < 0 || term.kind > COLLIMATE_PREFERENCE_DISCOPOP || (needs_lengths(term.kind) && !lengths)) return false;
     switch (term.kind) {
         case COLLIMATE_PREFERENCE_SIGMOID: return e >= 0.0f && e <= 1.0f;
         case COLLIMATE_PREFERENCE_ROBUST: return e >= 0.0f && e < 0.5f;
         case COLLIMATE_PREFERENCE_EXO: return e > 0.0f && e < 1.0f;
-        case COLLIMATE_PREFERENCE_PSI_PO: return batch.labels != nullptr;
+        case COLLIMATE_PREFERENCE_PSI_PO: return batch.psi_targets != nullptr;
         case COLLIMATE_PREFERENCE_SFT: return sft_tokens > 0.0;
+        case COLLIMATE_PREFERENCE_DISCOPOP: return term.tau > 0.0f && term.tau <= 1.0f;
         default: return true;
     }
 }
 
 inline bool is_valid(const Batch &batch, const Config &config) {
-    if (batch.pairs < 0 || blocks_of(batch.pairs) > kMaxGridX || !(config.normaliser > 0.0)) return false;
+    if (!is_valid_batch(batch) || blocks_of(batch.pairs) > kMaxGridX || !(config.normaliser > 0.0)) return false;
     if (config.term_count < 1 || config.term_count > COLLIMATE_PREFERENCE_TERMS) return false;
     if ((batch.policy_target_logps == nullptr) != (batch.dtarget == nullptr)) return false;
     if (config.reward_per_token && !(batch.chosen_lengths && batch.rejected_lengths)) return false;

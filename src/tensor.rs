@@ -48,6 +48,15 @@ impl<T: Plain> Tensor<T> {
         Self::on(cuda, Fill::Unset, rows, cols)
     }
 
+    /// A matrix that an operation fills: its values are zeros on the host, and anything on a GPU.
+    #[cfg(feature = "trainer")]
+    pub(crate) fn to_fill(device: &Device, rows: usize, cols: usize) -> Result<Self> {
+        match device {
+            Device::Cpu => Self::zeros(device, rows, cols),
+            Device::Cuda(cuda) => Self::unset(cuda, rows, cols),
+        }
+    }
+
     fn on(cuda: &Cuda, fill: Fill, rows: usize, cols: usize) -> Result<Self> {
         let buffer = Buffer::of::<T>(cuda, elements(rows, cols)?, fill)?;
         Ok(Tensor { memory: Memory::Device { buffer, known: None }, rows, cols })
@@ -79,6 +88,13 @@ impl<T: Plain> Tensor<T> {
         Self::from_host(device, values, values.len(), 1)
     }
 
+    /// The same values as another shape.
+    #[cfg(feature = "trainer")]
+    pub(crate) fn into_shape(self, rows: usize, cols: usize) -> Result<Self> {
+        holds(self.rows * self.cols, rows, cols)?;
+        Ok(Tensor { rows, cols, ..self })
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -100,6 +116,40 @@ impl<T: Plain> Tensor<T> {
     /// As [`Device::synchronize`].
     pub fn to_vec(&self) -> Result<Vec<T>> {
         self.view().to_vec()
+    }
+
+    /// [`Tensor::to_vec`] of several matrices of one device, which is waited for once; and what a
+    /// kernel reports, beside the values.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    #[cfg(feature = "trainer")]
+    pub(crate) fn to_vecs(tensors: &[&Self]) -> Result<(Vec<Vec<T>>, Option<Error>)> {
+        let mut all: Vec<Vec<T>> =
+            tensors.iter().map(|t| vec![T::default(); t.rows * t.cols]).collect();
+        let mut waits: Option<&Cuda> = None;
+        for (tensor, values) in tensors.iter().zip(&mut all) {
+            match &tensor.memory {
+                Memory::Host(from) => values.copy_from_slice(from),
+                Memory::Device { buffer, .. } => {
+                    let len = values.len();
+                    let block = Block { rows: 1, cols: len, to_stride: len, from_stride: len };
+                    // SAFETY: `all` is not touched before the wait below, and is leaked should
+                    // there be none.
+                    let queued = unsafe { buffer.span::<T>(None).queue_download(values, block) };
+                    if let Err(error) = queued {
+                        std::mem::forget(all);
+                        return Err(error);
+                    }
+                    waits = Some(buffer.cuda());
+                }
+            }
+        }
+        match waits.map_or(Ok(()), Cuda::synchronize) {
+            Ok(()) => Ok((all, None)),
+            Err(fault @ Error::Kernel { .. }) => Ok((all, Some(fault))),
+            Err(error) => Err(error),
+        }
     }
 
     /// The same values on another device, or on this one. Waits for a GPU that it reads from.

@@ -80,7 +80,7 @@ void pairs(int count, bool detach, bool given, double shift) {
     Guarded<double> metrics(COLLIMATE_PREFERENCE_METRICS);
     Random random(count + detach);
     Paired exact;
-    exact.config = {0.2f, 0.45f, 0.1f, detach, double(std::max(count, 1))};
+    exact.config = {0.2f, 0.45f, 0.1f, 1, detach, double(std::max(count, 1))};
     Real fixed[2] = {};
     for (int i = 0; i < count; i++) {
         lw[2 * i] = float(-100 * random.uniform());

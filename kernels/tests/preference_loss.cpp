@@ -12,14 +12,27 @@ Real sigmoid(Real x) { return 1 / (1 + std::exp(-x)); }
 Real square(Real x) { return x * x; }
 
 struct Pair {
-    Real lw, ll, rw, rl, target, n_w, n_l, label;
+    Real lw, ll, rw, rl, target, n_w, n_l, label, psi;
     bool labelled;
+    int divergence;
 };
+
+constexpr float kAlpha = 0.4f;
+
+// What stands for a log-ratio.
+Real bend(int divergence, Real a) {
+    const Real alpha = divergence == COLLIMATE_DIVERGENCE_FORWARD_KL ? 1 : Real(kAlpha), x = -alpha * a;
+    switch (divergence) {
+        case COLLIMATE_DIVERGENCE_REVERSE_KL: return a;
+        case COLLIMATE_DIVERGENCE_JENSEN_SHANNON: return std::log(Real(2)) - softplus(-a);
+        default: return x > 40 ? (1 - std::exp(Real(40)) * (1 + x - 40)) / alpha : -std::expm1(x) / alpha;
+    }
+}
 
 Real odds(Real x) { return x - std::log(-std::expm1(x)); }
 
 Real loss(const Pair &p, const Term &t) {
-    const Real a = p.lw - p.rw, b = p.ll - p.rl, d = a - b, h = t.beta * d, e = t.label_smoothing;
+    const Real a = bend(p.divergence, p.lw - p.rw), b = bend(p.divergence, p.ll - p.rl), d = a - b, h = t.beta * d, e = t.label_smoothing;
     const Real x = p.lw / p.n_w, y = p.ll / p.n_l, q = p.labelled ? p.label : 1 - e;
     switch (t.kind) {
         case COLLIMATE_PREFERENCE_SIGMOID: return q * softplus(-h) + (1 - q) * softplus(h);
@@ -27,7 +40,9 @@ Real loss(const Pair &p, const Term &t) {
         case COLLIMATE_PREFERENCE_HINGE: return std::max<Real>(0, 1 - h);
         case COLLIMATE_PREFERENCE_IPO_SUM: return square(d - 1 / (2 * Real(t.beta)));
         case COLLIMATE_PREFERENCE_IPO_MEAN: return square(a / p.n_w - b / p.n_l - 1 / (2 * Real(t.beta)));
-        case COLLIMATE_PREFERENCE_PSI_PO: return square(d - p.label);
+        case COLLIMATE_PREFERENCE_PSI_PO: return square(d - p.psi);
+        case COLLIMATE_PREFERENCE_DISCOPOP:
+            return sigmoid(-h / t.tau) * softplus(-h) + sigmoid(h / t.tau) * std::exp(-h);
         case COLLIMATE_PREFERENCE_EXO:
             return sigmoid(h) * (-softplus(-h) - std::log1p(-e)) + sigmoid(-h) * (-softplus(h) - std::log(e));
         case COLLIMATE_PREFERENCE_APO_ZERO: return 1 - sigmoid(t.beta * a) + sigmoid(t.beta * b);
@@ -64,6 +79,7 @@ struct Case {
     int pairs, stride;
     bool reference, labels, weights, target, extreme;
     std::vector<Term> terms;
+    int divergence = COLLIMATE_DIVERGENCE_REVERSE_KL;
 };
 
 bool near(double got, Real want, double relative, double absolute) {
@@ -99,9 +115,10 @@ void check(const Case &c) {
     config.sft_tokens = 321;
     const collimate_preference_batch batch = {
         lw.data(), ll.data(), c.reference ? rw.data() : nullptr, c.reference ? rl.data() : nullptr, n_w.data(), n_l.data(),
-        c.target ? target.data() : nullptr, c.labels ? labels.data() : nullptr, c.weights ? weights.data() : nullptr,
+        c.target ? target.data() : nullptr, c.labels ? labels.data() : nullptr, labels.data(),
+        c.weights ? weights.data() : nullptr,
         dw.data(), dl.data(), c.target ? dt.data() : nullptr, losses.data(), cr.data(), rr.data(), hits.data(),
-        metrics.data(), c.pairs, c.stride, 1};
+        metrics.data(), c.pairs, c.stride, 1, c.divergence, kAlpha, 0};
     const int64_t bytes = collimate_preference_loss_workspace(c.pairs);
     Guarded<double> workspace(bytes / 8);
     char label[80];
@@ -121,7 +138,8 @@ void check(const Case &c) {
     for (int i = 0; i < c.pairs; i++) {
         const int at = i * c.stride;
         const Pair pair = {lw[at], ll[at], c.reference ? rw[i] : 0, c.reference ? rl[i] : 0, c.target ? target[i] : lw[at],
-                           Real(std::max(n_w[at], 1)), Real(std::max(n_l[at], 1)), labels[i], c.labels};
+                           Real(std::max(n_w[at], 1)), Real(std::max(n_l[at], 1)), labels[i], labels[i], c.labels,
+                           c.divergence};
         Real value = 0, sft = 0;
         Gradient g = {0, 0, 0};
         for (const Term &term : c.terms) {
@@ -168,7 +186,7 @@ void first_step() {
     Guarded<double> metrics(COLLIMATE_PREFERENCE_METRICS);
     metrics.fill(0);
     collimate_preference_config config{};
-    config.terms[0] = {COLLIMATE_PREFERENCE_SIGMOID, 1, 0.1f, 0, 0, 0, 0, 0};
+    config.terms[0] = {COLLIMATE_PREFERENCE_SIGMOID, 1, 0.1f, 0, 0, 0, 0, 0, 0};
     config.term_count = 1;
     config.normaliser = pairs;
     collimate_preference_batch batch{};
@@ -184,7 +202,7 @@ void first_step() {
     config.terms[0].kind = COLLIMATE_PREFERENCE_SIMPO;
     expect(collimate_preference_loss(&batch, &config, workspace.data(), bytes, nullptr) == COLLIMATE_STATUS_ARGUMENT,
            "SimPO without lengths");
-    config.terms[0] = {COLLIMATE_PREFERENCE_ROBUST, 1, 0.1f, 0.5f, 0, 0, 0, 0};
+    config.terms[0] = {COLLIMATE_PREFERENCE_ROBUST, 1, 0.1f, 0.5f, 0, 0, 0, 0, 0};
     expect(collimate_preference_loss(&batch, &config, workspace.data(), bytes, nullptr) == COLLIMATE_STATUS_ARGUMENT,
            "robust with e = 1/2");
     config.terms[0].kind = COLLIMATE_PREFERENCE_SIGMOID;
@@ -194,19 +212,30 @@ void first_step() {
 }  // namespace
 
 void preference_loss() {
-    for (int kind = 0; kind < COLLIMATE_PREFERENCE_SFT; kind++) {
-        const Term term = {kind, 1, 0.1f, kind == COLLIMATE_PREFERENCE_SIGMOID ? 0.0f : 0.1f, 0.5f, 0.8f, 1.0f, 0.1f};
-        const bool psi = kind == COLLIMATE_PREFERENCE_PSI_PO, slic = kind == COLLIMATE_PREFERENCE_SLIC_HF;
-        for (int pairs : {0, 1, 3, 17, 300}) check({pairs, 1 + pairs % 2, true, psi, pairs > 3, slic && pairs > 3, false, {term}});
-        check({17, 1, false, psi, true, false, false, {term}});
-        check({6, 1, true, psi, false, false, true, {term}});
+    for (int kind = 0; kind <= COLLIMATE_PREFERENCE_DISCOPOP; kind++) {
+        if (kind == COLLIMATE_PREFERENCE_SFT) continue;
+        const float smoothing = kind == COLLIMATE_PREFERENCE_SIGMOID ? 0.0f : 0.1f;
+        const Term term = {kind, 1, 0.1f, smoothing, 0.5f, 0.8f, 1.0f, 0.1f, 0.3f};
+        const bool slic = kind == COLLIMATE_PREFERENCE_SLIC_HF;
+        for (int pairs : {0, 1, 3, 17, 300}) check({pairs, 1 + pairs % 2, true, false, pairs > 3, slic && pairs > 3, false, {term}});
+        check({17, 1, false, false, true, false, false, {term}});
+        // e^90 is no float's
+        if (kind != COLLIMATE_PREFERENCE_DISCOPOP) check({6, 1, true, false, false, false, true, {term}});
     }
-    check({17, 1, true, true, true, false, false, {{COLLIMATE_PREFERENCE_SIGMOID, 1, 0.3f, 0, 0, 0, 0, 0}}});
+    check({17, 1, true, true, true, false, false, {{COLLIMATE_PREFERENCE_SIGMOID, 1, 0.3f, 0, 0, 0, 0, 0, 0}}});
     check({600, 2, true, false, true, true, false,
-           {{COLLIMATE_PREFERENCE_SIGMOID, 1, 0.3f, 0.2f, 0, 0, 0, 0},
-            {COLLIMATE_PREFERENCE_SFT, 0.2f, 0, 0, 0, 0, 0, 0},
-            {COLLIMATE_PREFERENCE_NCA, 0.5f, 0.05f, 0, 0, 0, 0, 0},
-            {COLLIMATE_PREFERENCE_SLIC_HF, 0.5f, 0, 0, 0, 0, 2, 0.3f}}});
+           {{COLLIMATE_PREFERENCE_SIGMOID, 1, 0.3f, 0.2f, 0, 0, 0, 0, 0},
+            {COLLIMATE_PREFERENCE_SFT, 0.2f, 0, 0, 0, 0, 0, 0, 0},
+            {COLLIMATE_PREFERENCE_NCA, 0.5f, 0.05f, 0, 0, 0, 0, 0, 0},
+            {COLLIMATE_PREFERENCE_SLIC_HF, 0.5f, 0, 0, 0, 0, 2, 0.3f, 0}}});
+    for (int divergence = 1; divergence <= COLLIMATE_DIVERGENCE_ALPHA; divergence++) {
+        // a and b reach 30: their exponentials 1e13, whose sums with a sigmoid's are no longer exact to 1e-5
+        const Term apo = {COLLIMATE_PREFERENCE_APO_ZERO, 1, 0.1f, 0, 0, 0, 0, 0, 0};
+        check({17, 1, true, true, true, false, false,
+               {{COLLIMATE_PREFERENCE_SIGMOID, 1, 0.1f, 0, 0, 0, 0, 0, 0}, {COLLIMATE_PREFERENCE_SFT, 0.2f, 0, 0, 0, 0, 0, 0, 0}},
+               divergence});
+        check({5, 1, true, false, false, false, false, {apo}, divergence});
+    }
     first_step();
 }
 

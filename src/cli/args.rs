@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::train::{Resume, Schedule, TrainConfig, Warmup};
-use crate::{Device, Error, Result};
+use crate::{DType, Device, Error, Result};
 
 /// The model to start from, and the machine.
 #[derive(Args, Debug)]
@@ -24,9 +24,14 @@ pub struct MachineArgs {
     /// Where to compute: auto takes cuda where there is one
     #[arg(long, default_value = "auto")]
     pub device: DeviceName,
-    /// Type of the weights while computing; auto is f32 on the CPU
+    /// Type of the weights while computing; auto is bf16 on cuda (trained with float32 master
+    /// weights), f32 on the CPU
     #[arg(long, alias = "torch-dtype", default_value = "auto")]
     pub dtype: DtypeName,
+    /// Never cut the sums of a matrix product by how many rows are computed together (no split-K on
+    /// cuda); the CPU never does
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub batch_invariant: bool,
     /// Threads of the CPU device [default: all]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -56,35 +61,61 @@ pub enum DtypeName {
     Bf16,
 }
 
-impl ModelArgs {
-    /// The device; starts the thread pool.
+impl MachineArgs {
+    /// The device and the type to compute in; starts the thread pool.
+    pub fn open(&self) -> Result<(Device, DType)> {
+        self.start_threads()?;
+        let device = match self.device {
+            DeviceName::Cpu => Device::Cpu,
+            DeviceName::Cuda => gpu()?,
+            // An emulated GPU is never the best there is.
+            DeviceName::Auto if cfg!(feature = "cuda") && !cfg!(feature = "emulate") => gpu()
+                .unwrap_or_else(|missing| {
+                    eprintln!("note: computing on the CPU: {missing}");
+                    Device::Cpu
+                }),
+            DeviceName::Auto => Device::Cpu,
+        };
+        if self.batch_invariant {
+            device.be_batch_invariant();
+        }
+        let dtype = match (self.dtype, &device) {
+            (DtypeName::F32, _) | (DtypeName::Auto, Device::Cpu) => DType::F32,
+            (DtypeName::Bf16, Device::Cpu) => {
+                return Err(Error::Unsupported(
+                    "--dtype bf16 on the CPU: files in 16 bits are widened to f32 on load".into(),
+                ));
+            }
+            _ => DType::BF16,
+        };
+        Ok((device, dtype))
+    }
+
+    /// The device of a command that computes in float32; starts the thread pool.
     pub fn device(&self) -> Result<Device> {
-        self.machine.device()
+        if let (DtypeName::Bf16, true) = (self.dtype, cfg!(feature = "cuda")) {
+            return Err(Error::Unsupported("--dtype bf16: this command computes in f32".into()));
+        }
+        self.open().map(|(device, _)| device)
+    }
+
+    fn start_threads(&self) -> Result<()> {
+        let Some(threads) = self.threads else { return Ok(()) };
+        if threads == 0 || threads > 1024 {
+            return Err(Error::setting("--threads", "1 to 1024", threads));
+        }
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .map_err(|e| Error::Device(e.to_string()))
     }
 }
 
-impl MachineArgs {
-    /// The device; starts the thread pool.
-    pub fn device(&self) -> Result<Device> {
-        if let DeviceName::Cuda = self.device {
-            return Err(Error::Unsupported("--device cuda: this build has no CUDA".into()));
-        }
-        if let DtypeName::Bf16 = self.dtype {
-            return Err(Error::Unsupported(
-                "--dtype bf16 on the CPU: files in 16 bits are widened to f32 on load".into(),
-            ));
-        }
-        if let Some(threads) = self.threads {
-            if threads == 0 || threads > 1024 {
-                return Err(Error::setting("--threads", "1 to 1024", threads));
-            }
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global()
-                .map_err(|e| Error::Device(e.to_string()))?;
-        }
-        Ok(Device::Cpu)
-    }
+/// The first GPU, with all that it needs to compute.
+fn gpu() -> Result<Device> {
+    let device = Device::cuda(0)?;
+    device.check_products()?;
+    Ok(device)
 }
 
 /// What every training command takes.
@@ -174,8 +205,9 @@ pub struct TrainArgs {
     #[arg(long, value_name = "auto|DIR")]
     pub resume_from_checkpoint: Option<PathBuf>,
     /// Keep only the blocks' inputs and recompute the rest: less memory, a third more work
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
-    pub gradient_checkpointing: bool,
+    /// [default: true on cuda, false on the CPU]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub gradient_checkpointing: Option<bool>,
     /// Skip and count steps whose loss or gradient is not finite, instead of stopping
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     pub skip_nonfinite: bool,
@@ -224,8 +256,8 @@ pub enum TruncationName {
 }
 
 impl TrainArgs {
-    /// The configuration of a run of `command`.
-    pub fn config(&self, command: &str) -> Result<TrainConfig> {
+    /// The configuration of a run of `command` on `device`.
+    pub fn config(&self, command: &str, device: &Device) -> Result<TrainConfig> {
         let resume = match &self.resume_from_checkpoint {
             None => Resume::No,
             Some(path) if path.as_os_str() == "auto" => Resume::Auto,
@@ -275,7 +307,7 @@ impl TrainArgs {
             save_total_limit: self.save_total_limit,
             eval_steps: self.eval_steps,
             resume,
-            gradient_checkpointing: self.gradient_checkpointing,
+            gradient_checkpointing: self.gradient_checkpointing.unwrap_or(*device != Device::Cpu),
             skip_nonfinite: self.skip_nonfinite,
             precompute_ref_log_probs: false,
             sync_ref_model: None,

@@ -2,14 +2,15 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use half::bf16;
 use serde_json::json;
 
 use super::args::ModelArgs;
 use crate::data::{Dataset, Limits, Options, Prompt, Tokenizer, Truncation};
 use crate::generate::{GenerateOptions, Sampling, generate};
 use crate::models::ModelFolder;
-use crate::nn::{Decoder, Weights};
-use crate::{Error, Result};
+use crate::nn::Decoder;
+use crate::{DType, Error, Result};
 
 /// Completions of prompts, as text or as JSON lines of `prompt, completion`.
 #[derive(clap::Args, Debug)]
@@ -75,13 +76,12 @@ pub fn run(args: Args) -> Result<()> {
             return Err(Error::setting(name, format!("1 to {}", 1 << 20), value));
         }
     }
-    let device = args.model.device()?;
+    let (device, dtype) = args.model.machine.open()?;
     let path = &args.model.model_name_or_path;
     let folder = ModelFolder::open(path)?;
     let tokenizer = Arc::new(Tokenizer::load(path)?);
     let (texts, prompts) = prompts(&args, &folder, &tokenizer)?;
     let (decoder, table) = Decoder::new(folder.config.clone())?;
-    let weights: Weights<f32> = folder.load_weights(&table, &device)?;
     let options = GenerateOptions {
         sampling,
         max_new_tokens: args.max_new_tokens,
@@ -92,8 +92,17 @@ pub fn run(args: Args) -> Result<()> {
         .iter()
         .flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.num_return_sequences))
         .collect();
-    // On the pool's own threads: each operation is spared waking another one.
-    let completions = rayon::scope(|_| generate(&decoder, &weights, &repeated, &options))?;
+    let completions = match dtype {
+        DType::BF16 => {
+            let weights = folder.load_weights::<bf16>(&table, &device)?;
+            generate(&decoder, &weights, &repeated, &options)?
+        }
+        _ => {
+            let weights = folder.load_weights::<f32>(&table, &device)?;
+            // On the pool's own threads: each operation is spared waking another one.
+            rayon::scope(|_| generate(&decoder, &weights, &repeated, &options))?
+        }
+    };
     let mut out = String::new();
     for (i, completion) in completions.iter().enumerate() {
         let prompt = &texts[i / args.num_return_sequences];

@@ -51,7 +51,8 @@ enum LossName {
 
 /// Runs `collimate spin`.
 pub fn run(args: Args, given: &Given) -> Result<()> {
-    let config = args.train.config(&given.command)?;
+    let device = args.train.model.machine.device()?;
+    let config = args.train.config(&given.command, &device)?;
     if args.num_iterations == 0 {
         return Err(Error::setting("num_iterations", "at least 1", 0));
     }
@@ -65,7 +66,6 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     };
     let options = LossOptions { beta: args.beta, ..LossOptions::default() };
     let objective = PairObjective::parse(name, &options)?;
-    let device = args.train.model.device()?;
     let folder = ModelFolder::open(&config.model)?;
     let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
     let limits = limits(&args.train, folder.config.max_positions);
@@ -169,7 +169,7 @@ impl Spin<'_> {
         let weights: Weights<f32> = folder.load_weights(&table, &self.device)?;
         let policy = Policy {
             decoder,
-            head: LmHead::default(),
+            head: LmHead::of(&self.device),
             reference: Some(weights.clone()),
             weights,
             checkpointing: config.gradient_checkpointing,

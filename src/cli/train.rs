@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use half::bf16;
+
 use super::args::{TrainArgs, TruncationName};
 use super::claim::claim;
 use super::progress::Progress;
@@ -15,7 +17,7 @@ use crate::models::{ModelFolder, ScoreInit};
 use crate::nn::{Decoder, LmHead, Weights};
 use crate::rng::Rng;
 use crate::train::{Method, Observer, Policy, TrainConfig, Trainer};
-use crate::{Device, Error, Result};
+use crate::{DType, Device, Element, Error, Result};
 
 /// A model and its tokenizer, before the data is read.
 pub struct Run<'a> {
@@ -24,6 +26,7 @@ pub struct Run<'a> {
     /// The settings; a command may change them before the run begins.
     pub config: TrainConfig,
     device: Device,
+    dtype: DType,
     folder: ModelFolder,
     tokenizer: Arc<Tokenizer>,
     progress: Progress,
@@ -34,12 +37,13 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// Checks the settings and opens the model.
     pub fn new(args: &'a TrainArgs, given: &'a Given) -> Result<Self> {
-        let config = args.config(&given.command)?;
-        let device = args.model.device()?;
+        let (device, dtype) = args.model.machine.open()?;
+        let config = args.config(&given.command, &device)?;
         let folder = ModelFolder::open(&config.model)?;
         let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
         let progress = Progress::new()?;
-        Ok(Run { args, given, config, device, folder, tokenizer, progress, score: None })
+        let score = None;
+        Ok(Run { args, given, config, device, dtype, folder, tokenizer, progress, score })
     }
 
     /// Puts a score in the place of the language head.
@@ -130,13 +134,28 @@ impl<'a> Run<'a> {
     }
 
     /// Trains and saves.
-    pub fn train(mut self, method: &dyn Method, evaluation: Option<&dyn Method>) -> Result<()> {
-        let (decoder, weights) = self.model()?;
+    pub fn train(self, method: &dyn Method, evaluation: Option<&dyn Method>) -> Result<()> {
+        match self.dtype {
+            DType::BF16 => self.train_in::<bf16>(method, evaluation),
+            _ => self.train_in::<f32>(method, evaluation),
+        }
+    }
+
+    fn train_in<T: Element<Stat = f32>>(
+        mut self,
+        method: &dyn Method,
+        evaluation: Option<&dyn Method>,
+    ) -> Result<()> {
+        let (decoder, full) = self.model()?;
         claim(&self.config, self.args.overwrite_output_dir, self.given)?;
-        let reference = method.needs_reference().then(|| weights.clone());
+        let (weights, master) = match full.into_type() {
+            Ok(weights) => (weights, None),
+            Err(full) => (full.cast::<T>()?, Some(full)),
+        };
+        let reference = method.needs_reference().then(|| weights.try_clone()).transpose()?;
         let policy = Policy {
             decoder,
-            head: LmHead::default(),
+            head: LmHead::of(&self.device),
             weights,
             reference,
             checkpointing: self.config.gradient_checkpointing,
@@ -144,6 +163,11 @@ impl<'a> Run<'a> {
         };
         let begin = std::time::Instant::now();
         if self.args.profile {
+            if self.device != Device::Cpu {
+                self.note(
+                    "on a GPU the profile shows how long work was queued, not how long it took",
+                );
+            }
             profile::start();
         }
         let trainer = Trainer {
@@ -155,7 +179,7 @@ impl<'a> Run<'a> {
             observer: &mut self.progress,
         };
         // On the pool's own threads: each operation is spared waking another one.
-        let outcome = rayon::scope(|_| trainer.train())?;
+        let outcome = rayon::scope(|_| trainer.train_from(master))?;
         drop(self.progress);
         if self.args.profile {
             show_profile(begin.elapsed());

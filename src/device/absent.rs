@@ -19,6 +19,14 @@ impl Cuda {
         match *self {}
     }
 
+    pub(super) fn check_products(&self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn be_batch_invariant(&self) {
+        match *self {}
+    }
+
     /// Waits until everything queued is done.
     ///
     /// # Errors

@@ -3,12 +3,18 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError, result};
 
 use super::{Device, Fill, Pitched};
 use crate::{Error, Result};
+
+#[cfg(feature = "cpu")]
+mod cublas;
+#[cfg(feature = "cpu")]
+pub(super) use cublas::{Operand, Product};
 
 /// The CUDA release that the kernels are built with; drivers of this release or later run them.
 const CUDA: i32 = 13_000;
@@ -26,6 +32,11 @@ struct Inner {
     name: String,
     /// Address of three words: code, row, value.
     error: u64,
+    /// Bytes allocated by this value.
+    used: AtomicUsize,
+    batch_invariant: AtomicBool,
+    #[cfg(feature = "cpu")]
+    products: cublas::Lazy,
 }
 
 impl PartialEq for Cuda {
@@ -67,8 +78,16 @@ impl Cuda {
                 OLDEST.0, OLDEST.1
             )));
         }
-        let error = take(&stream, ERROR_WORDS, Fill::Zeros)?;
-        Ok(Cuda(Arc::new(Inner { stream, name, error })))
+        let error = take(&stream, ERROR_WORDS, Fill::Zeros, 0)?;
+        Ok(Cuda(Arc::new(Inner {
+            stream,
+            name,
+            error,
+            used: AtomicUsize::new(0),
+            batch_invariant: AtomicBool::new(false),
+            #[cfg(feature = "cpu")]
+            products: cublas::Lazy::default(),
+        })))
     }
 
     /// The stream that everything is queued on.
@@ -79,6 +98,16 @@ impl Cuda {
     /// The device's name.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// This build computes none.
+    #[cfg(not(feature = "cpu"))]
+    pub(super) fn check_products(&self) -> Result<()> {
+        Err(Error::Unsupported("matrix products without feature `cpu`".into()))
+    }
+
+    pub(super) fn be_batch_invariant(&self) {
+        self.0.batch_invariant.store(true, Relaxed);
     }
 
     /// Waits until everything queued is done.
@@ -105,7 +134,8 @@ impl Cuda {
 
     pub(crate) fn alloc(&self, bytes: usize, fill: Fill) -> Result<Buffer> {
         self.bind()?;
-        let address = take(&self.0.stream, bytes, fill)?;
+        let address = take(&self.0.stream, bytes, fill, self.0.used.load(Relaxed))?;
+        self.0.used.fetch_add(bytes, Relaxed);
         Ok(Buffer { cuda: self.clone(), address, bytes })
     }
 
@@ -229,6 +259,7 @@ impl Cuda {
     pub(crate) fn adopt<T>(&self, slice: CudaSlice<T>) -> Result<Buffer> {
         self.check_stream(slice.stream())?;
         let bytes = slice.num_bytes();
+        self.0.used.fetch_add(bytes, Relaxed);
         Ok(Buffer { cuda: self.clone(), address: slice.leak(), bytes })
     }
 
@@ -243,6 +274,10 @@ impl Cuda {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        #[cfg(feature = "cpu")]
+        if let Some(workspace) = self.products.workspace() {
+            give(&self.stream, workspace);
+        }
         give(&self.stream, self.error);
     }
 }
@@ -273,6 +308,7 @@ impl Buffer {
         let buffer = std::mem::ManuallyDrop::new(self);
         // SAFETY: the buffer is not dropped, so the field is read once.
         let cuda = unsafe { std::ptr::read(&buffer.cuda) };
+        cuda.0.used.fetch_sub(buffer.bytes, Relaxed);
         // SAFETY: the memory is an allocation of this stream's context with that many bytes, and
         // every bit pattern is a value of the types that tensors hold.
         unsafe { cuda.0.stream.upgrade_device_ptr(buffer.address, buffer.bytes / size_of::<T>()) }
@@ -281,6 +317,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        self.cuda.0.used.fetch_sub(self.bytes, Relaxed);
         give(&self.cuda.0.stream, self.address);
     }
 }
@@ -325,10 +362,16 @@ fn check_driver() -> Result<()> {
     Ok(())
 }
 
-/// The stream's context must be current.
-fn take(stream: &CudaStream, bytes: usize, fill: Fill) -> Result<u64> {
+/// The stream's context must be current. `used` bytes are in use, for the error's sake.
+fn take(stream: &CudaStream, bytes: usize, fill: Fill, used: usize) -> Result<u64> {
     let size = bytes.max(16);
-    let failed = |e| failed(&format!("cannot allocate {size} bytes"), e);
+    let failed = |e: DriverError| match e.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            let free = result::mem_get_info().map_or(0, |(free, _)| free);
+            super::out_of_memory(size, used, free)
+        }
+        _ => failed(&format!("cannot allocate {size} bytes"), e),
+    };
     stream.context().bind_to_thread().map_err(failed)?;
     // SAFETY: the stream is alive; the memory is written before it is read, as `fill` says.
     unsafe {

@@ -4,6 +4,7 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -20,7 +21,16 @@ struct Inner {
     error: u64,
     /// Held while the words are read and cleared.
     reading: Mutex<()>,
+    /// Bytes allocated.
+    used: AtomicUsize,
+    /// Bytes that may be allocated.
+    memory: usize,
+    /// Times that someone waited.
+    waits: AtomicUsize,
 }
+
+/// Names the bytes of memory that an emulated GPU has; without it, what the host has.
+const MEMORY: &str = "COLLIMATE_EMULATE_MEMORY";
 
 impl PartialEq for Cuda {
     fn eq(&self, other: &Self) -> bool {
@@ -33,8 +43,15 @@ impl Cuda {
         if ordinal != 0 {
             return Err(Error::Device(format!("there is 1 emulated device, no number {ordinal}")));
         }
+        let memory = match std::env::var(MEMORY) {
+            Ok(text) => {
+                text.parse().map_err(|_| Error::setting(MEMORY, "a number of bytes", text))?
+            }
+            Err(_) => usize::MAX,
+        };
         let error = take(size_of::<[i32; 3]>(), Fill::Zeros);
-        Ok(Cuda(Arc::new(Inner { error, reading: Mutex::new(()) })))
+        let (used, waits) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Ok(Cuda(Arc::new(Inner { error, reading: Mutex::new(()), used, memory, waits })))
     }
 
     /// The device's name.
@@ -42,11 +59,19 @@ impl Cuda {
         "emulated on the host"
     }
 
+    pub(super) fn check_products(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The host's products are so.
+    pub(super) fn be_batch_invariant(&self) {}
+
     /// Waits until everything queued is done.
     ///
     /// # Errors
     /// As [`Device::synchronize`](super::Device::synchronize).
     pub fn synchronize(&self) -> Result<()> {
+        self.0.waits.fetch_add(1, Relaxed);
         let _reading = self.0.reading.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let words = self.error_word().cast::<[i32; 3]>();
         // SAFETY: the words live as long as `self`; kernels of other threads that write to them
@@ -55,11 +80,23 @@ impl Cuda {
         super::fault(unsafe { words.replace([0; 3]) })
     }
 
+    /// How often it was waited for.
+    #[cfg(test)]
+    pub(crate) fn waits(&self) -> usize {
+        self.0.waits.load(Relaxed)
+    }
+
     pub(crate) fn device(&self) -> Device {
         Device::Cuda(self.clone())
     }
 
     pub(crate) fn alloc(&self, bytes: usize, fill: Fill) -> Result<Buffer> {
+        let used = self.0.used.fetch_add(bytes, Relaxed);
+        let free = self.0.memory.saturating_sub(used);
+        if bytes > free {
+            self.0.used.fetch_sub(bytes, Relaxed);
+            return Err(super::out_of_memory(bytes, used, free));
+        }
         Ok(Buffer { cuda: self.clone(), address: take(bytes, fill), bytes })
     }
 
@@ -145,6 +182,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        self.cuda.0.used.fetch_sub(self.bytes, Relaxed);
         give(self.address, self.bytes);
     }
 }

@@ -1,17 +1,23 @@
-//! Matrix products in host memory.
+//! Matrix products.
 //!
-//! The same bits whatever the number of threads: work is cut by shape alone. Where `a` is not
+//! On the host the same bits whatever the number of threads: work is cut by shape alone. Where `a` is not
 //! transposed, a row of the product has the same bits whatever rows stand around it, and however
-//! many.
+//! many. On a GPU the same bits for the same shapes and strides.
 
 #[cfg(test)]
 mod tests;
+
+// One of three files with one interface, as for the device itself.
+#[cfg_attr(feature = "emulate", path = "matmul/emulated.rs")]
+#[cfg_attr(all(feature = "cuda", not(feature = "emulate")), path = "matmul/cuda.rs")]
+#[cfg_attr(not(any(feature = "cuda", feature = "emulate")), path = "matmul/absent.rs")]
+mod gpu;
 
 use rayon::prelude::*;
 
 use crate::device::profile;
 use crate::device::simd::{self, Isa, Kernel, dispatch};
-use crate::{Element, Error, Plain, Real, Result, Rows, View, ViewMut};
+use crate::{Element, Error, Plain, Real, Result, Rows, RowsMut, View, ViewMut};
 
 const OP: &str = "matmul";
 
@@ -56,7 +62,21 @@ pub fn matmul<T: Element, C: Element<Stat = T::Stat>>(
         ));
     }
     let _scope = profile::scope(OP, 2 * m * n * k, 0);
-    let (a, b) = (a.host(OP)?, b.host(OP)?);
+    match c.cuda() {
+        Some(cuda) => gpu::queue(cuda, (a, ta), (b, tb), c, output),
+        None => on_host((a.host(OP)?, ta), (b.host(OP)?, tb), c.host(OP)?, output),
+    }
+}
+
+/// [`matmul`] in host memory; the shapes fit.
+fn on_host<T: Element, C: Element<Stat = T::Stat>>(
+    (a, ta): (Rows<'_, T>, Trans),
+    (b, tb): (Rows<'_, T>, Trans),
+    mut c: RowsMut<'_, C>,
+    output: Output,
+) -> Result<()> {
+    let (m, n) = (c.rows, c.cols);
+    let k = if ta == Trans::No { a.cols } else { a.rows };
     let (a_wide, b_wide);
     let a = match same::<T, T::Stat>(a) {
         Some(a) => a,
@@ -72,7 +92,6 @@ pub fn matmul<T: Element, C: Element<Stat = T::Stat>>(
             contiguous(&b_wide, b.rows, b.cols)
         }
     };
-    let mut c = c.host(OP)?;
     let (a, b) = (Operand::new(a, ta), Operand::new(b, tb));
     if C::DTYPE == <T::Stat>::DTYPE {
         let values = bytemuck::cast_slice_mut::<C, T::Stat>(c.data);

@@ -102,12 +102,21 @@ impl<'a, T: Plain> Span<'a, T> {
 
     /// Copies a block to the host and waits for it.
     pub(crate) fn download(&self, to: &mut [T], block: Block) -> Result<()> {
+        // SAFETY: `to` is borrowed until the device is done below.
+        unsafe { self.queue_download(to, block) }?;
+        self.cuda.synchronize()
+    }
+
+    /// Queues a copy of a block to the host.
+    ///
+    /// # Safety
+    /// `to` must not be used, and must stay, until the device has been waited for.
+    pub(crate) unsafe fn queue_download(&self, to: &mut [T], block: Block) -> Result<()> {
         assert!(block.fits(to.len(), self.len), "a copy within its memory");
         let to = host::<T>(to.as_ptr(), block.to_stride);
         let from = device::<T>(self.address, block.from_stride);
-        // SAFETY: both sides hold the block, and `to` is borrowed until the device is done below.
-        unsafe { copy::<T>(self.cuda, to, from, block) }?;
-        self.cuda.synchronize()
+        // SAFETY: both sides hold the block, and the caller keeps `to`.
+        unsafe { copy::<T>(self.cuda, to, from, block) }
     }
 }
 

@@ -55,6 +55,28 @@ impl Device {
     }
 }
 
+impl Device {
+    /// Checks that the device can compute matrix products.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) that says which library is missing and where it is
+    /// looked for.
+    pub fn check_products(&self) -> Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Cuda(cuda) => cuda.check_products(),
+        }
+    }
+
+    /// From here on no matrix product of a GPU is cut along its sums (split-K), so that their order
+    /// does not follow from how many rows are computed together. The CPU never cuts them so.
+    pub fn be_batch_invariant(&self) {
+        if let Device::Cuda(cuda) = self {
+            cuda.be_batch_invariant();
+        }
+    }
+}
+
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -80,6 +102,25 @@ struct Pitched {
     on_host: bool,
     address: u64,
     pitch: usize,
+}
+
+/// The error of a device without room for `asked` bytes more.
+#[cfg_attr(not(any(feature = "cuda", feature = "emulate")), expect(dead_code))]
+fn out_of_memory(asked: usize, used: usize, free: usize) -> crate::Error {
+    let size = |bytes: usize| match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
+    };
+    crate::Error::Device(format!(
+        "out of memory: asked for {}, with {} in use and {} free; lower \
+         --per-device-train-batch-size (and raise --gradient-accumulation-steps) or --max-length, or \
+         keep --gradient-checkpointing on",
+        size(asked),
+        size(used),
+        size(free)
+    ))
 }
 
 /// What the three words that kernels leave behind say: code, row, value.

@@ -161,7 +161,13 @@ pub const COLLIMATE_PREFERENCE_ORPO: collimate_preference_kind = 13;
 pub const COLLIMATE_PREFERENCE_CPO: collimate_preference_kind = 14;
 pub const COLLIMATE_PREFERENCE_SLIC_HF: collimate_preference_kind = 15;
 pub const COLLIMATE_PREFERENCE_SFT: collimate_preference_kind = 16;
+pub const COLLIMATE_PREFERENCE_DISCOPOP: collimate_preference_kind = 17;
 pub type collimate_preference_kind = ::core::ffi::c_uint;
+pub const COLLIMATE_DIVERGENCE_REVERSE_KL: collimate_divergence = 0;
+pub const COLLIMATE_DIVERGENCE_FORWARD_KL: collimate_divergence = 1;
+pub const COLLIMATE_DIVERGENCE_JENSEN_SHANNON: collimate_divergence = 2;
+pub const COLLIMATE_DIVERGENCE_ALPHA: collimate_divergence = 3;
+pub type collimate_divergence = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct collimate_preference_term {
@@ -173,11 +179,12 @@ pub struct collimate_preference_term {
     pub alpha: f32,
     pub delta: f32,
     pub lambda: f32,
+    pub tau: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of collimate_preference_term"]
-        [::core::mem::size_of::<collimate_preference_term>() - 32usize];
+        [::core::mem::size_of::<collimate_preference_term>() - 36usize];
     ["Alignment of collimate_preference_term"]
         [::core::mem::align_of::<collimate_preference_term>() - 4usize];
     ["Offset of field: collimate_preference_term::kind"]
@@ -196,6 +203,8 @@ const _: () = {
         [::core::mem::offset_of!(collimate_preference_term, delta) - 24usize];
     ["Offset of field: collimate_preference_term::lambda"]
         [::core::mem::offset_of!(collimate_preference_term, lambda) - 28usize];
+    ["Offset of field: collimate_preference_term::tau"]
+        [::core::mem::offset_of!(collimate_preference_term, tau) - 32usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -210,21 +219,21 @@ pub struct collimate_preference_config {
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of collimate_preference_config"]
-        [::core::mem::size_of::<collimate_preference_config>() - 288usize];
+        [::core::mem::size_of::<collimate_preference_config>() - 320usize];
     ["Alignment of collimate_preference_config"]
         [::core::mem::align_of::<collimate_preference_config>() - 8usize];
     ["Offset of field: collimate_preference_config::terms"]
         [::core::mem::offset_of!(collimate_preference_config, terms) - 0usize];
     ["Offset of field: collimate_preference_config::term_count"]
-        [::core::mem::offset_of!(collimate_preference_config, term_count) - 256usize];
+        [::core::mem::offset_of!(collimate_preference_config, term_count) - 288usize];
     ["Offset of field: collimate_preference_config::reward_per_token"]
-        [::core::mem::offset_of!(collimate_preference_config, reward_per_token) - 260usize];
+        [::core::mem::offset_of!(collimate_preference_config, reward_per_token) - 292usize];
     ["Offset of field: collimate_preference_config::reward_scale"]
-        [::core::mem::offset_of!(collimate_preference_config, reward_scale) - 264usize];
+        [::core::mem::offset_of!(collimate_preference_config, reward_scale) - 296usize];
     ["Offset of field: collimate_preference_config::normaliser"]
-        [::core::mem::offset_of!(collimate_preference_config, normaliser) - 272usize];
+        [::core::mem::offset_of!(collimate_preference_config, normaliser) - 304usize];
     ["Offset of field: collimate_preference_config::sft_tokens"]
-        [::core::mem::offset_of!(collimate_preference_config, sft_tokens) - 280usize];
+        [::core::mem::offset_of!(collimate_preference_config, sft_tokens) - 312usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -237,6 +246,7 @@ pub struct collimate_preference_batch {
     pub rejected_lengths: *const i32,
     pub policy_target_logps: *const f32,
     pub labels: *const f32,
+    pub psi_targets: *const f32,
     pub weights: *const f32,
     pub dchosen: *mut f32,
     pub drejected: *mut f32,
@@ -249,11 +259,14 @@ pub struct collimate_preference_batch {
     pub pairs: i64,
     pub stride: i64,
     pub reference_stride: i64,
+    pub divergence: i32,
+    pub divergence_alpha: f32,
+    pub adds: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of collimate_preference_batch"]
-        [::core::mem::size_of::<collimate_preference_batch>() - 160usize];
+        [::core::mem::size_of::<collimate_preference_batch>() - 184usize];
     ["Alignment of collimate_preference_batch"]
         [::core::mem::align_of::<collimate_preference_batch>() - 8usize];
     ["Offset of field: collimate_preference_batch::policy_chosen_logps"]
@@ -272,30 +285,38 @@ const _: () = {
         [::core::mem::offset_of!(collimate_preference_batch, policy_target_logps) - 48usize];
     ["Offset of field: collimate_preference_batch::labels"]
         [::core::mem::offset_of!(collimate_preference_batch, labels) - 56usize];
+    ["Offset of field: collimate_preference_batch::psi_targets"]
+        [::core::mem::offset_of!(collimate_preference_batch, psi_targets) - 64usize];
     ["Offset of field: collimate_preference_batch::weights"]
-        [::core::mem::offset_of!(collimate_preference_batch, weights) - 64usize];
+        [::core::mem::offset_of!(collimate_preference_batch, weights) - 72usize];
     ["Offset of field: collimate_preference_batch::dchosen"]
-        [::core::mem::offset_of!(collimate_preference_batch, dchosen) - 72usize];
+        [::core::mem::offset_of!(collimate_preference_batch, dchosen) - 80usize];
     ["Offset of field: collimate_preference_batch::drejected"]
-        [::core::mem::offset_of!(collimate_preference_batch, drejected) - 80usize];
+        [::core::mem::offset_of!(collimate_preference_batch, drejected) - 88usize];
     ["Offset of field: collimate_preference_batch::dtarget"]
-        [::core::mem::offset_of!(collimate_preference_batch, dtarget) - 88usize];
+        [::core::mem::offset_of!(collimate_preference_batch, dtarget) - 96usize];
     ["Offset of field: collimate_preference_batch::losses"]
-        [::core::mem::offset_of!(collimate_preference_batch, losses) - 96usize];
+        [::core::mem::offset_of!(collimate_preference_batch, losses) - 104usize];
     ["Offset of field: collimate_preference_batch::chosen_rewards"]
-        [::core::mem::offset_of!(collimate_preference_batch, chosen_rewards) - 104usize];
+        [::core::mem::offset_of!(collimate_preference_batch, chosen_rewards) - 112usize];
     ["Offset of field: collimate_preference_batch::rejected_rewards"]
-        [::core::mem::offset_of!(collimate_preference_batch, rejected_rewards) - 112usize];
+        [::core::mem::offset_of!(collimate_preference_batch, rejected_rewards) - 120usize];
     ["Offset of field: collimate_preference_batch::accuracies"]
-        [::core::mem::offset_of!(collimate_preference_batch, accuracies) - 120usize];
+        [::core::mem::offset_of!(collimate_preference_batch, accuracies) - 128usize];
     ["Offset of field: collimate_preference_batch::metrics"]
-        [::core::mem::offset_of!(collimate_preference_batch, metrics) - 128usize];
+        [::core::mem::offset_of!(collimate_preference_batch, metrics) - 136usize];
     ["Offset of field: collimate_preference_batch::pairs"]
-        [::core::mem::offset_of!(collimate_preference_batch, pairs) - 136usize];
+        [::core::mem::offset_of!(collimate_preference_batch, pairs) - 144usize];
     ["Offset of field: collimate_preference_batch::stride"]
-        [::core::mem::offset_of!(collimate_preference_batch, stride) - 144usize];
+        [::core::mem::offset_of!(collimate_preference_batch, stride) - 152usize];
     ["Offset of field: collimate_preference_batch::reference_stride"]
-        [::core::mem::offset_of!(collimate_preference_batch, reference_stride) - 152usize];
+        [::core::mem::offset_of!(collimate_preference_batch, reference_stride) - 160usize];
+    ["Offset of field: collimate_preference_batch::divergence"]
+        [::core::mem::offset_of!(collimate_preference_batch, divergence) - 168usize];
+    ["Offset of field: collimate_preference_batch::divergence_alpha"]
+        [::core::mem::offset_of!(collimate_preference_batch, divergence_alpha) - 172usize];
+    ["Offset of field: collimate_preference_batch::adds"]
+        [::core::mem::offset_of!(collimate_preference_batch, adds) - 176usize];
 };
 impl Default for collimate_preference_batch {
     fn default() -> Self {
@@ -389,13 +410,14 @@ pub struct collimate_kto_paired_config {
     pub desirable_beta: f32,
     pub undesirable_beta: f32,
     pub reward_scale: f32,
+    pub weight: f32,
     pub detach_kl: i32,
     pub normaliser: f64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of collimate_kto_paired_config"]
-        [::core::mem::size_of::<collimate_kto_paired_config>() - 24usize];
+        [::core::mem::size_of::<collimate_kto_paired_config>() - 32usize];
     ["Alignment of collimate_kto_paired_config"]
         [::core::mem::align_of::<collimate_kto_paired_config>() - 8usize];
     ["Offset of field: collimate_kto_paired_config::desirable_beta"]
@@ -404,16 +426,54 @@ const _: () = {
         [::core::mem::offset_of!(collimate_kto_paired_config, undesirable_beta) - 4usize];
     ["Offset of field: collimate_kto_paired_config::reward_scale"]
         [::core::mem::offset_of!(collimate_kto_paired_config, reward_scale) - 8usize];
+    ["Offset of field: collimate_kto_paired_config::weight"]
+        [::core::mem::offset_of!(collimate_kto_paired_config, weight) - 12usize];
     ["Offset of field: collimate_kto_paired_config::detach_kl"]
-        [::core::mem::offset_of!(collimate_kto_paired_config, detach_kl) - 12usize];
+        [::core::mem::offset_of!(collimate_kto_paired_config, detach_kl) - 16usize];
     ["Offset of field: collimate_kto_paired_config::normaliser"]
-        [::core::mem::offset_of!(collimate_kto_paired_config, normaliser) - 16usize];
+        [::core::mem::offset_of!(collimate_kto_paired_config, normaliser) - 24usize];
 };
 unsafe extern "C" {
     pub fn collimate_kto_paired_loss(
         batch: *const collimate_preference_batch,
         kl: *const f64,
         config: *const collimate_kto_paired_config,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct collimate_aot_config {
+    pub beta: f32,
+    pub reward_scale: f32,
+    pub weight: f32,
+    pub unpaired: i32,
+    pub normaliser: f64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_aot_config"][::core::mem::size_of::<collimate_aot_config>() - 24usize];
+    ["Alignment of collimate_aot_config"][::core::mem::align_of::<collimate_aot_config>() - 8usize];
+    ["Offset of field: collimate_aot_config::beta"]
+        [::core::mem::offset_of!(collimate_aot_config, beta) - 0usize];
+    ["Offset of field: collimate_aot_config::reward_scale"]
+        [::core::mem::offset_of!(collimate_aot_config, reward_scale) - 4usize];
+    ["Offset of field: collimate_aot_config::weight"]
+        [::core::mem::offset_of!(collimate_aot_config, weight) - 8usize];
+    ["Offset of field: collimate_aot_config::unpaired"]
+        [::core::mem::offset_of!(collimate_aot_config, unpaired) - 12usize];
+    ["Offset of field: collimate_aot_config::normaliser"]
+        [::core::mem::offset_of!(collimate_aot_config, normaliser) - 16usize];
+};
+unsafe extern "C" {
+    pub fn collimate_aot_loss_workspace(pairs: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn collimate_aot_loss(
+        batch: *const collimate_preference_batch,
+        config: *const collimate_aot_config,
+        workspace: *mut ::core::ffi::c_void,
+        workspace_bytes: i64,
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }

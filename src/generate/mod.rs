@@ -7,7 +7,7 @@ pub use sampler::Sampling;
 use rayon::prelude::*;
 
 use crate::nn::{Decoder, KvCache, LmHead, Segment, Weights};
-use crate::{Element, Error, Result};
+use crate::{Device, Element, Error, Result};
 
 /// What to generate and how far.
 #[derive(Clone, Debug)]
@@ -46,7 +46,12 @@ pub fn generate<T: Element>(
     let numbered: Vec<(usize, &[i32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
     let mut completions = Vec::with_capacity(prompts.len());
     for batch in numbered.chunks(options.batch_size.max(1)) {
-        let share = batch.len().div_ceil(rayon::current_num_threads());
+        // A GPU has one stream.
+        let shares = match weights.arena().device() {
+            Device::Cpu => rayon::current_num_threads(),
+            _ => 1,
+        };
+        let share = batch.len().div_ceil(shares);
         let shares: Vec<_> = batch
             .par_chunks(share)
             .map(|share| generate_together(decoder, weights, share, options))

@@ -8,7 +8,7 @@ use super::fields::{Fields, parse_object, read_text};
 use super::one_line;
 use super::safetensors::{TensorFile, TensorInfo};
 use crate::nn::{ParamInfo, ParamTable, Weights};
-use crate::{DType, Device, Element, Error, Result, Tensor};
+use crate::{DType, Device, Element, Error, Result};
 
 pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -106,15 +106,12 @@ impl Shards {
         allow: Allow,
     ) -> Result<Weights<T>> {
         let plan = self.plan(folder, tied, table, allow)?;
-        let mut weights = Weights::zeros(device, table)?;
-        if let Some(arena) = weights.arena_mut().as_mut_slice() {
-            plan.fill(arena)?;
-        } else {
-            let mut arena = vec![T::default(); table.arena_len()];
-            plan.fill(&mut arena)?;
-            *weights.arena_mut() = Tensor::from_host(device, &arena, arena.len(), 1)?;
+        let mut weights = Weights::zeros(&Device::Cpu, table)?;
+        plan.fill(weights.arena_mut().as_mut_slice().unwrap_or_default())?;
+        match device {
+            Device::Cpu => Ok(weights),
+            _ => weights.to_device(device),
         }
-        Ok(weights)
     }
 
     fn plan<'a>(

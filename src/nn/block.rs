@@ -99,8 +99,8 @@ impl Block {
         let (input_normed, input_rstd) =
             norm(&input, weights, self.attention_norm, config.rms_eps)?;
         let (qkv, qk) = self.project(config, weights, &batch.rope, &input_normed)?;
-        let mut attention = Tensor::zeros(&device, rows, config.heads * config.head_dim)?;
-        let mut lse = Tensor::zeros(&device, rows, config.heads)?;
+        let mut attention = Tensor::to_fill(&device, rows, config.heads * config.head_dim)?;
+        let mut lse = Tensor::to_fill(&device, rows, config.heads)?;
         attention::forward(
             qkv.view(),
             &batch.layout.segments,
@@ -108,11 +108,11 @@ impl Block {
             attention.view_mut(),
             lse.view_mut(),
         )?;
-        let mut middle = input.clone();
+        let mut middle = input.try_clone()?;
         linear::add(attention.view(), weights.get(self.output)?, middle.view_mut())?;
         let (middle_normed, middle_rstd) = norm(&middle, weights, self.mlp_norm, config.rms_eps)?;
         let (gate_up, activation) = self.gate(config, weights, &middle_normed)?;
-        let mut out = middle.clone();
+        let mut out = middle.try_clone()?;
         linear::add(activation.view(), weights.get(self.down)?, out.view_mut())?;
         let saved = SavedBlock {
             input,
@@ -142,17 +142,17 @@ impl Block {
         let device = x.device();
         let d = config.head_dim;
         let (q, kv) = (config.heads * d, config.kv_heads * d);
-        let mut qkv = Tensor::zeros(&device, x.rows(), q + 2 * kv)?;
+        let mut qkv = Tensor::to_fill(&device, x.rows(), q + 2 * kv)?;
         linear::set(x.view(), weights.span(self.qkv.0, self.qkv.1)?, qkv.view_mut())?;
         if let Some((first, last)) = self.qkv_bias {
             elementwise::add_bias(weights.span(first, last)?, qkv.view_mut())?;
         }
         let mut saved = None;
         if let Some((q_norm, k_norm)) = self.qk_norm {
-            let mut qk = Tensor::zeros(&device, x.rows(), q + kv)?;
+            let mut qk = Tensor::to_fill(&device, x.rows(), q + kv)?;
             elementwise::cast(qkv.view().cols_range(0, q + kv)?, qk.view_mut())?;
-            let mut q_rstd = Tensor::zeros(&device, x.rows(), config.heads)?;
-            let mut k_rstd = Tensor::zeros(&device, x.rows(), config.kv_heads)?;
+            let mut q_rstd = Tensor::to_fill(&device, x.rows(), config.heads)?;
+            let mut k_rstd = Tensor::to_fill(&device, x.rows(), config.kv_heads)?;
             for (start, width, weight, rstd) in
                 [(0, q, q_norm, &mut q_rstd), (q, kv, k_norm, &mut k_rstd)]
             {
@@ -178,9 +178,9 @@ impl Block {
         x: &Tensor<T>,
     ) -> Result<(Tensor<T>, Tensor<T>)> {
         let device = x.device();
-        let mut gate_up = Tensor::zeros(&device, x.rows(), 2 * config.ff)?;
+        let mut gate_up = Tensor::to_fill(&device, x.rows(), 2 * config.ff)?;
         linear::set(x.view(), weights.span(self.gate_up.0, self.gate_up.1)?, gate_up.view_mut())?;
-        let mut activation = Tensor::zeros(&device, x.rows(), config.ff)?;
+        let mut activation = Tensor::to_fill(&device, x.rows(), config.ff)?;
         swiglu::forward(gate_up.view(), activation.view_mut())?;
         Ok((gate_up, activation))
     }
@@ -198,13 +198,13 @@ impl Block {
     ) -> Result<()> {
         let device = dx.device();
         let rows = dx.rows();
-        let zeros = |cols: usize| Tensor::<T>::zeros(&device, rows, cols);
+        let matrix = |cols: usize| Tensor::<T>::to_fill(&device, rows, cols);
 
         let down = self.down;
-        let mut dactivation = zeros(config.ff)?;
+        let mut dactivation = matrix(config.ff)?;
         linear::input_gradient(dx.view(), weights.get(down)?, dactivation.view_mut())?;
         linear::weight_gradient(dx.view(), saved.activation.view(), grads.get_mut(down)?)?;
-        let mut dgate_up = zeros(2 * config.ff)?;
+        let mut dgate_up = matrix(2 * config.ff)?;
         swiglu::backward(dactivation.view(), saved.gate_up.view(), dgate_up.view_mut())?;
         let (gate, up) = self.gate_up;
         linear::weight_gradient(
@@ -212,7 +212,7 @@ impl Block {
             saved.middle_normed.view(),
             grads.span_mut(gate, up)?,
         )?;
-        let mut dnormed = zeros(config.hidden)?;
+        let mut dnormed = matrix(config.hidden)?;
         linear::input_gradient(dgate_up.view(), weights.span(gate, up)?, dnormed.view_mut())?;
         rmsnorm::backward(
             dnormed.view(),
@@ -225,10 +225,10 @@ impl Block {
         )?;
 
         let output = self.output;
-        let mut dattention = zeros(config.heads * config.head_dim)?;
+        let mut dattention = matrix(config.heads * config.head_dim)?;
         linear::input_gradient(dx.view(), weights.get(output)?, dattention.view_mut())?;
         linear::weight_gradient(dx.view(), saved.attention.view(), grads.get_mut(output)?)?;
-        let mut dqkv = zeros(saved.qkv.cols())?;
+        let mut dqkv = matrix(saved.qkv.cols())?;
         attention::backward(
             dattention.view(),
             saved.qkv.view(),
@@ -271,7 +271,7 @@ impl Block {
         let (q, kv) = (config.heads * d, config.kv_heads * d);
         rope(dqkv.view_mut().cols_range(0, q + kv)?, &batch.rope, Direction::Backward)?;
         if let (Some((q_norm, k_norm)), Some(saved)) = (self.qk_norm, saved) {
-            let mut dnormed = Tensor::<T>::zeros(&dqkv.device(), dqkv.rows(), q + kv)?;
+            let mut dnormed = Tensor::<T>::to_fill(&dqkv.device(), dqkv.rows(), q + kv)?;
             elementwise::cast(dqkv.view().cols_range(0, q + kv)?, dnormed.view_mut())?;
             for (start, width, weight, rstd) in
                 [(0, q, q_norm, &saved.q_rstd), (q, kv, k_norm, &saved.k_rstd)]
@@ -318,7 +318,7 @@ impl Block {
                 )?;
             }
         }
-        let mut attention = Tensor::zeros(&device, x.rows(), q)?;
+        let mut attention = Tensor::to_fill(&device, x.rows(), q)?;
         attention::decode(
             qkv.view().cols_range(0, q)?,
             cache.keys.view(),
@@ -346,8 +346,8 @@ fn norm<T: Element>(
     eps: f64,
 ) -> Result<(Tensor<T>, Tensor<T::Stat>)> {
     let device = x.device();
-    let mut out = Tensor::zeros(&device, x.rows(), x.cols())?;
-    let mut rstd = Tensor::zeros(&device, x.rows(), 1)?;
+    let mut out = Tensor::to_fill(&device, x.rows(), x.cols())?;
+    let mut rstd = Tensor::to_fill(&device, x.rows(), 1)?;
     rmsnorm::forward(x.view(), weights.get(weight)?, eps, out.view_mut(), rstd.view_mut())?;
     Ok((out, rstd))
 }

@@ -135,7 +135,7 @@ impl Decoder {
     ) -> Result<(Tensor<T>, Option<Saved<T>>)> {
         let device = weights.arena().device();
         let (rows, hidden) = (batch.tokens.rows(), self.config.hidden);
-        let mut x = Tensor::zeros(&device, rows, hidden)?;
+        let mut x = Tensor::to_fill(&device, rows, hidden)?;
         embedding::forward(weights.get(self.embed)?, batch.tokens.view(), x.view_mut())?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
@@ -158,8 +158,8 @@ impl Decoder {
         x: &Tensor<T>,
     ) -> Result<(Tensor<T>, Tensor<T::Stat>)> {
         let device = x.device();
-        let mut out = Tensor::zeros(&device, x.rows(), x.cols())?;
-        let mut rstd = Tensor::zeros(&device, x.rows(), 1)?;
+        let mut out = Tensor::to_fill(&device, x.rows(), x.cols())?;
+        let mut rstd = Tensor::to_fill(&device, x.rows(), 1)?;
         rmsnorm::forward(
             x.view(),
             weights.get(self.norm)?,
@@ -180,7 +180,7 @@ impl Decoder {
         grads: &mut Weights<T::Stat>,
     ) -> Result<()> {
         let device = dhidden.device();
-        let mut dx = Tensor::zeros(&device, dhidden.rows(), dhidden.cols())?;
+        let mut dx = Tensor::to_fill(&device, dhidden.rows(), dhidden.cols())?;
         rmsnorm::backward(
             dhidden.view(),
             saved.last.view(),
@@ -214,7 +214,7 @@ impl Decoder {
         let device = weights.arena().device();
         let rope = self.rope(&device, positions)?;
         let tokens = Tensor::column(&device, tokens)?;
-        let mut x = Tensor::zeros(&device, tokens.rows(), self.config.hidden)?;
+        let mut x = Tensor::to_fill(&device, tokens.rows(), self.config.hidden)?;
         embedding::forward(weights.get(self.embed)?, tokens.view(), x.view_mut())?;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.decode(&self.config, weights, &rope, segments, layer, x)?;

@@ -1,8 +1,10 @@
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::device::Device;
-use crate::{Error, Plain, Result, Tensor, View, ViewMut};
+use crate::ops::elementwise;
+use crate::{Element, Error, Plain, Result, Tensor, View, ViewMut};
 
 /// A parameter's index in its [`ParamTable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +101,33 @@ impl<T: Plain> Weights<T> {
         Ok(Weights { table: table.clone(), arena: Tensor::zeros(device, table.arena_len(), 1)? })
     }
 
+    /// The same values on another device, or on this one.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_device`].
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Weights { table: self.table.clone(), arena: self.arena.to_device(device)? })
+    }
+
+    /// The same values in an arena of their own, on the same device.
+    ///
+    /// # Errors
+    /// As [`Tensor::try_clone`].
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Weights { table: self.table.clone(), arena: self.arena.try_clone()? })
+    }
+
+    /// The arena itself, where its values are of type `U`; else as it was.
+    pub(crate) fn into_type<U: Plain>(self) -> Result<Weights<U>, Self> {
+        let any: Box<dyn Any> = Box::new(self);
+        any.downcast().map(|same| *same).map_err(|any| *any.downcast().expect("its own type"))
+    }
+
+    /// The arena itself, where its values are of type `U`.
+    pub(crate) fn of_type_mut<U: Plain>(&mut self) -> Option<&mut Weights<U>> {
+        (self as &mut dyn Any).downcast_mut()
+    }
+
     /// The table.
     pub fn table(&self) -> &Arc<ParamTable> {
         &self.table
@@ -153,5 +182,17 @@ impl<T: Plain> Weights<T> {
             ));
         }
         Ok((range.clone(), range.len() / cols, cols))
+    }
+}
+
+impl<T: Element> Weights<T> {
+    /// The same values as another type, widened or rounded, in an arena of their own.
+    ///
+    /// # Errors
+    /// As [`Tensor::try_clone`].
+    pub fn cast<U: Element>(&self) -> Result<Weights<U>> {
+        let mut out = Weights::zeros(&self.arena.device(), &self.table)?;
+        elementwise::cast(self.arena.view(), out.arena.view_mut())?;
+        Ok(out)
     }
 }

@@ -11,7 +11,7 @@ use crate::device::{Cuda, Device};
 use crate::ffi::{self, launch, nullable, nullable_mut, workspace};
 use crate::losses::{self, Normaliser, PairBatch, PairObjective};
 use crate::{Error, Real, Result, Tensor, View, ViewMut};
-use terms::Launch;
+use terms::{Coupled, Launch};
 
 const OP: &str = "preference_loss";
 
@@ -108,9 +108,7 @@ impl PairMetrics {
 ///
 /// # Errors
 /// [`Error::Shape`]; [`Error::Setting`] as [`losses::preference_loss`]; on a GPU
-/// [`Error::Unsupported`] for losses that have no kernel: those that couple the batch but
-/// `kto_paired` alone, `discopop`, divergences other than the reverse KL, and mixtures of losses
-/// that take different labels.
+/// [`Error::Unsupported`] for `bco_pair` and for more than 8 losses of one pair at a time.
 pub fn forward<S: Real>(
     objective: &PairObjective,
     pairs: &Pairs<'_, S>,
@@ -215,15 +213,18 @@ fn queue<S: Real>(
         Ok(nullable(x.map(|x| x.packed_on(OP, cuda)).transpose()?).cast())
     };
     let write = |x: &mut Tensor<S>| x.view_mut().on(OP, cuda).map(<*mut S>::cast::<f32>);
-    let labels = launch.labels(cuda)?;
-    let labels_at = labels.as_ref().map(|labels| labels.view().on(OP, cuda)).transpose()?;
+    let (labels, psi_targets) = (launch.labels(cuda)?, launch.psi_targets(cuda)?);
+    let at = |x: &Option<Tensor<f32>>| -> Result<*const f32> {
+        Ok(nullable(x.as_ref().map(|x| x.view().on(OP, cuda)).transpose()?))
+    };
+    let (divergence, divergence_alpha) = terms::divergence(objective.divergence);
     let policy = read(Some(pairs.policy_logps))?;
     let reference = read(pairs.reference_logps.filter(|_| objective.needs_reference()))?;
     let tokens = pairs.tokens.packed_on(OP, cuda)?;
     let dlogps = write(&mut out.dlogps)?;
     // The second of each pair of values; none of a null pointer, none of no pairs.
     let second = |x: *const f32| if x.is_null() { x } else { x.wrapping_add(1) };
-    let batch = ffi::collimate_preference_batch {
+    let mut batch = ffi::collimate_preference_batch {
         policy_chosen_logps: policy,
         policy_rejected_logps: second(policy),
         reference_chosen_logps: reference,
@@ -231,7 +232,8 @@ fn queue<S: Real>(
         chosen_lengths: tokens,
         rejected_lengths: tokens.wrapping_add(1),
         policy_target_logps: read(pairs.target_logps.filter(|_| out.dtarget.is_some()))?,
-        labels: nullable(labels_at),
+        labels: at(&labels)?,
+        psi_targets: at(&psi_targets)?,
         weights: read(pairs.weights)?,
         dchosen: dlogps,
         drejected: dlogps.wrapping_add(1),
@@ -244,54 +246,85 @@ fn queue<S: Real>(
         pairs: p as i64,
         stride: 2,
         reference_stride: 2,
+        divergence,
+        divergence_alpha,
+        adds: 0,
     };
-    match launch {
-        Launch::Terms { terms, sft_tokens, .. } => {
-            let mut config = ffi::collimate_preference_config {
-                term_count: terms.len() as i32,
-                reward_per_token: 0,
-                reward_scale: objective.beta as f32,
-                normaliser: normaliser.pairs,
-                sft_tokens: *sft_tokens,
-                ..Default::default()
-            };
-            config.terms[..terms.len()].copy_from_slice(terms);
-            let workspace = workspace!(cuda, collimate_preference_loss_workspace(p as i64))?;
-            // SAFETY: S is f32; the shapes were checked, all is on this device, and a matrix of
-            // pairs has two values a row without gaps.
-            unsafe {
-                launch!(
-                    OP,
-                    cuda,
-                    collimate_preference_loss(
-                        &batch,
-                        &config,
-                        workspace.pointer(),
-                        workspace.bytes(),
-                        cuda.stream(),
-                    )
-                )
-            }?;
-        }
-        Launch::KtoPaired(loss) => {
+    let reward_scale = objective.beta as f32;
+    if !launch.terms.is_empty() {
+        let mut config = ffi::collimate_preference_config {
+            term_count: launch.terms.len() as i32,
+            reward_per_token: 0,
+            reward_scale,
+            normaliser: normaliser.pairs,
+            sft_tokens: launch.sft_tokens,
+            ..Default::default()
+        };
+        config.terms[..launch.terms.len()].copy_from_slice(&launch.terms);
+        let workspace = workspace!(cuda, collimate_preference_loss_workspace(p as i64))?;
+        let (scratch, bytes) = (workspace.pointer(), workspace.bytes());
+        // SAFETY: S is f32; the shapes were checked, all is on this device, and a matrix of pairs has
+        // two values a row without gaps.
+        unsafe {
+            launch!(
+                OP,
+                cuda,
+                collimate_preference_loss(&batch, &config, scratch, bytes, cuda.stream())
+            )
+        }?;
+        batch.adds = 1;
+    }
+    for (weight, loss) in &launch.coupled {
+        queue_coupled(cuda, &batch, *weight, loss, reward_scale, normaliser)?;
+        batch.adds = 1;
+    }
+    Ok(out)
+}
+
+/// One loss that couples the batch; `batch` is as [`queue`] makes it.
+fn queue_coupled(
+    cuda: &Cuda,
+    batch: &ffi::collimate_preference_batch,
+    weight: f32,
+    loss: &Coupled,
+    reward_scale: f32,
+    normaliser: Normaliser,
+) -> Result<()> {
+    match *loss {
+        Coupled::KtoPaired(loss) => {
             let config = ffi::collimate_kto_paired_config {
                 desirable_beta: loss.lambda_d.unwrap_or(loss.beta) as f32,
                 undesirable_beta: loss.lambda_u.unwrap_or(loss.beta) as f32,
-                reward_scale: objective.beta as f32,
+                reward_scale,
+                weight,
                 detach_kl: loss.detach_kl.into(),
                 normaliser: normaliser.pairs,
             };
-            // SAFETY: as above; without sums of the KL it takes them from these pairs.
+            // SAFETY: as in `queue`; without sums of the KL it takes them from these pairs.
             unsafe {
                 launch!(
                     OP,
                     cuda,
-                    collimate_kto_paired_loss(&batch, std::ptr::null(), &config, cuda.stream())
+                    collimate_kto_paired_loss(batch, std::ptr::null(), &config, cuda.stream())
                 )
-            }?;
+            }
+        }
+        Coupled::Aot { beta, unpaired } => {
+            let config = ffi::collimate_aot_config {
+                beta: beta as f32,
+                reward_scale,
+                weight,
+                unpaired: unpaired.into(),
+                normaliser: normaliser.pairs,
+            };
+            let workspace = workspace!(cuda, collimate_aot_loss_workspace(batch.pairs))?;
+            let (scratch, bytes) = (workspace.pointer(), workspace.bytes());
+            // SAFETY: as in `queue`.
+            unsafe {
+                launch!(OP, cuda, collimate_aot_loss(batch, &config, scratch, bytes, cuda.stream()))
+            }
         }
     }
-    Ok(out)
 }
 
 /// An objective that has no kernel.

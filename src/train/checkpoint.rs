@@ -1,5 +1,6 @@
 //! Checkpoints: written aside, synced, renamed; a torn one is seen by its manifest and skipped.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use crate::models::{
     ModelFolder, NamedTensor, SaveOptions, TensorFile, save as save_model, write_tensors,
 };
 use crate::nn::Weights;
-use crate::{Error, Real, Result};
+use crate::{Error, Real, Result, View};
 
 /// Everything of a run beside weights and moments. No times: a resumed run and an unbroken one
 /// write the same bytes.
@@ -56,7 +57,7 @@ pub struct Part<'a, T: Real> {
     pub subfolder: Option<&'static str>,
     /// What is saved beside its weights.
     pub folder: &'a ModelFolder,
-    /// The weights.
+    /// The weights, in full.
     pub weights: &'a mut Weights<T>,
     /// The moments.
     pub optimizer: &'a mut Optimizer<T>,
@@ -96,9 +97,17 @@ impl<'a, T: Real> Part<'a, T> {
             moments.push((WEIGHTS, self.weights));
         }
         moments.extend(self.reference.as_deref().map(|reference| (REFERENCE, reference)));
-        let moments = moments.into_iter().map(|(name, arena)| {
-            let values = arena.arena().as_slice().unwrap_or_default();
-            NamedTensor { name, shape: vec![values.len()], values }
+        let moments = moments
+            .into_iter()
+            .map(|(name, arena)| match arena.arena().as_slice() {
+                Some(values) => Ok((name, Cow::Borrowed(values))),
+                None => Ok((name, Cow::Owned(arena.arena().to_vec()?))),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let moments = moments.iter().map(|(name, values)| NamedTensor {
+            name,
+            shape: vec![values.len()],
+            values,
         });
         write_tensors(dir.join(OPTIMIZER), moments, T::DTYPE, &[])
     }
@@ -107,8 +116,14 @@ impl<'a, T: Real> Part<'a, T> {
     fn restore(&mut self, dir: &Path, updates: u64) -> Result<()> {
         let dir = self.within(dir);
         let moments = TensorFile::open(dir.join(OPTIMIZER))?;
-        let read = |name: &str, into: &mut Weights<T>| {
-            moments.read(name, into.arena_mut().as_mut_slice().unwrap_or_default())
+        let read = |name: &str, into: &mut Weights<T>| match into.arena_mut().as_mut_slice() {
+            Some(values) => moments.read(name, values),
+            None => {
+                let mut values = vec![T::ZERO; into.arena().rows()];
+                moments.read(name, &mut values)?;
+                let values = View::from_slice(&values, values.len(), 1, 1)?;
+                into.arena_mut().view_mut().copy_from(values)
+            }
         };
         read(FIRST, &mut self.optimizer.m)?;
         read(SECOND, &mut self.optimizer.v)?;

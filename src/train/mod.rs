@@ -3,6 +3,7 @@
 mod batches;
 mod checkpoint;
 mod config;
+mod device_scores;
 mod metrics;
 mod optimizer;
 mod scores;
@@ -15,6 +16,7 @@ pub mod methods;
 pub use batches::Batches;
 pub use checkpoint::list as checkpoints;
 pub use config::{Resume, Schedule, SyncRefModel, TrainConfig, Warmup};
+pub use device_scores::DeviceScores;
 pub use methods::Method;
 pub use metrics::{Means, Record};
 pub use optimizer::Optimizer;

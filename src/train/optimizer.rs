@@ -4,7 +4,7 @@ use super::TrainConfig;
 use crate::nn::{ParamTable, Weights};
 use crate::ops::adamw::{self, AdamW, Arenas};
 use crate::ops::global_norm::global_norm;
-use crate::{Device, Real, Result, Tensor};
+use crate::{Device, Element, Real, Result, Tensor};
 
 /// AdamW over one arena, with the gradient clip folded in.
 #[derive(Debug)]
@@ -32,13 +32,28 @@ impl<S: Real> Optimizer<S> {
         global_norm(grads.arena().view())
     }
 
-    /// One step at `rate`, with gradients scaled down to `config.max_grad_norm` from `norm`.
+    /// One step at `rate`, with gradients scaled down to `config.max_grad_norm` from `norm`. On a
+    /// GPU a norm that is not finite makes it do nothing, and the device reports it when it is
+    /// next waited for.
     pub fn step(
         &mut self,
         config: &TrainConfig,
         rate: f64,
         norm: &Tensor<f64>,
         weights: &mut Weights<S>,
+        grads: &Weights<S>,
+    ) -> Result<()> {
+        self.step_rounded::<S>(config, rate, norm, weights, None, grads)
+    }
+
+    /// [`Optimizer::step`] of the `master` weights of a model that computes with `rounded` ones.
+    pub fn step_rounded<T: Element<Stat = S>>(
+        &mut self,
+        config: &TrainConfig,
+        rate: f64,
+        norm: &Tensor<f64>,
+        master: &mut Weights<S>,
+        rounded: Option<&mut Weights<T>>,
         grads: &Weights<S>,
     ) -> Result<()> {
         self.steps += 1;
@@ -51,9 +66,9 @@ impl<S: Real> Optimizer<S> {
             step: self.steps,
             max_grad_norm: config.max_grad_norm,
         };
-        let arenas = Arenas::<S> {
-            master: weights.arena_mut().view_mut(),
-            weights: None,
+        let arenas = Arenas::<T> {
+            master: master.arena_mut().view_mut(),
+            weights: rounded.map(|weights| weights.arena_mut().view_mut()),
             grads: grads.arena().view(),
             m: self.m.arena_mut().view_mut(),
             v: self.v.arena_mut().view_mut(),

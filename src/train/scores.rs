@@ -1,10 +1,10 @@
 use super::Policy;
 use super::methods::{Coefficients, Method, MicroBatch, Scores, StepTotals};
 use crate::nn::{Keep, ScoreAt, Weights, scalar_head};
-use crate::{Real, Result};
+use crate::{Element, Result};
 
 /// A policy whose decoder has a scalar head: a reward model on its way.
-impl<T: Real> Policy<T> {
+impl<T: Element<Stat = f32>> Policy<T> {
     /// Forward and backward of one micro-batch of scored sequences.
     pub(super) fn train_scores(
         &self,
@@ -12,7 +12,7 @@ impl<T: Real> Policy<T> {
         micro: &MicroBatch,
         totals: &StepTotals,
         scores: &mut Scores,
-        grads: &mut Weights<T>,
+        grads: &mut Weights<f32>,
     ) -> Result<f64> {
         let keep = if self.checkpointing { Keep::Inputs } else { Keep::Activations };
         let layout = micro.layout.clone();

@@ -11,6 +11,12 @@ pub trait Task<T: Real> {
     /// One step: its metrics and its learning rate go to `session.state`.
     fn step(&mut self, session: &mut Session, step: usize) -> Result<()>;
 
+    /// Waits for steps that a device was given, and takes what they measured: before a line is
+    /// logged, an evaluation and a checkpoint.
+    fn settle(&mut self, _session: &mut Session) -> Result<()> {
+        Ok(())
+    }
+
     /// The metrics of held-out data, where there is any.
     fn evaluate(&mut self, session: &mut Session) -> Result<Option<Means>>;
 
@@ -97,15 +103,18 @@ impl<'a> Session<'a> {
             self.observer.step(step, &self.state.means);
             let last = step == total;
             if step.is_multiple_of(self.config.logging_steps) || last {
+                task.settle(&mut self)?;
                 self.log(task)?;
             }
             let every = self.config.eval_steps;
             if !last && every > 0 && step.is_multiple_of(every) {
+                task.settle(&mut self)?;
                 self.evaluate(task)?;
             }
             let every = self.config.save_steps;
             let stop = self.observer.stop() && !last;
             if stop || (every > 0 && step.is_multiple_of(every)) {
+                task.settle(&mut self)?;
                 self.save_checkpoint(task)?;
             }
             if stop {

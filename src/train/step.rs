@@ -4,11 +4,11 @@ use super::methods::{Coefficients, Method, MicroBatch, Scores, StepTotals};
 use crate::nn::{Batch, Decoder, Keep, Layout, LmHead, Weights};
 use crate::ops::token_logprobs::{TokenStats, Wanted};
 use crate::ops::{elementwise, sequence_sum};
-use crate::{Device, Real, Result, Tensor};
+use crate::{Device, Element, Real, Result, Tensor};
 
 /// A decoder with its language head and the weights that it is trained from.
 #[derive(Debug)]
-pub struct Policy<T: Real> {
+pub struct Policy<T: Element> {
     /// The structure.
     pub decoder: Decoder,
     /// The head.
@@ -23,49 +23,67 @@ pub struct Policy<T: Real> {
     pub device: Device,
 }
 
-const WANTED: Wanted = Wanted { entropy: true, mean_logit: true, hit: true, log_sum_p2: false };
-const LOGPS_ONLY: Wanted =
+pub(super) const WANTED: Wanted =
+    Wanted { entropy: true, mean_logit: true, hit: true, log_sum_p2: false };
+pub(super) const LOGPS_ONLY: Wanted =
     Wanted { entropy: false, mean_logit: false, hit: false, log_sum_p2: false };
 
-impl<T: Real> Policy<T> {
+impl<T: Element<Stat = f32>> Policy<T> {
     /// Forward and backward of one micro-batch: its loss; gradients are added to `grads`, scores
     /// are left in `scores`, whose `reference` the caller may have filled.
+    ///
+    /// The loss is computed on the host; [`Policy::queue_forward_backward`] waits for nothing.
     pub fn forward_backward(
         &self,
         method: &dyn Method,
         micro: &MicroBatch,
         totals: &StepTotals,
         scores: &mut Scores,
-        grads: &mut Weights<T>,
+        grads: &mut Weights<f32>,
     ) -> Result<f64> {
         if self.decoder.score().is_some() {
             return self.train_scores(method, micro, totals, scores, grads);
         }
         let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
         self.score_reference(method, micro, &batch, scores)?;
+        let mut value = 0.0;
+        self.differentiate(method, &batch, grads, |sequences, stats| {
+            scores.take(&batch.layout, sequences.clone(), stats)?;
+            let loss = method.loss(micro, sequences.clone(), scores, totals)?;
+            value += loss.value;
+            per_token(&self.device, &batch.layout, sequences, &loss.coefficients)
+        })?;
+        Ok(value)
+    }
+
+    /// The passes of one micro-batch: `loss` is told the statistics of each chunk of sequences, and
+    /// gives dL/d(log-prob) of each scored token, `[n, 1]`.
+    pub(super) fn differentiate(
+        &self,
+        method: &dyn Method,
+        batch: &Batch<T>,
+        grads: &mut Weights<f32>,
+        mut loss: impl FnMut(Range<usize>, &TokenStats<f32>) -> Result<Tensor<f32>>,
+    ) -> Result<()> {
         let keep = if self.checkpointing { Keep::Inputs } else { Keep::Activations };
-        let (hidden, saved) = self.decoder.forward(&self.weights, &batch, keep)?;
+        let (hidden, saved) = self.decoder.forward(&self.weights, batch, keep)?;
         let mut dhidden = Tensor::zeros(&self.device, hidden.rows(), hidden.cols())?;
         let vocab = self.decoder.config().vocab;
-        let chunks = self.head.chunks(&batch, vocab, method.group().min(batch.layout.sequences()));
-        let mut value = 0.0;
+        let chunks = self.head.chunks(batch, vocab, method.group().min(batch.layout.sequences()));
         for sequences in chunks {
             let chunk = self.head.forward(
                 &self.decoder,
                 &self.weights,
                 &hidden,
-                &batch,
+                batch,
                 sequences.clone(),
                 WANTED,
             )?;
-            scores.take(&batch.layout, sequences.clone(), &chunk.stats)?;
-            let loss = method.loss(micro, sequences.clone(), scores, totals)?;
-            value += loss.value;
-            let dlogps = per_token(&self.device, &batch.layout, sequences, &loss.coefficients)?;
+            let dlogps = loss(sequences, &chunk.stats)?;
             chunk.backward(
                 &self.decoder,
                 &self.weights,
-                &batch,
+                batch,
                 dlogps.view(),
                 &mut dhidden,
                 grads,
@@ -73,9 +91,9 @@ impl<T: Real> Policy<T> {
         }
         drop(hidden);
         if let Some(saved) = saved {
-            self.decoder.backward(&self.weights, &batch, saved, &dhidden, grads)?;
+            self.decoder.backward(&self.weights, batch, saved, &dhidden, grads)?;
         }
-        Ok(value)
+        Ok(())
     }
 
     /// Scores without a gradient: what evaluation needs, `scores.reference` included.
@@ -111,7 +129,7 @@ impl<T: Real> Policy<T> {
     /// `reference <- alpha policy + (1 - alpha) reference`.
     pub fn sync_reference(&mut self, alpha: f64) -> Result<()> {
         let Some(reference) = &mut self.reference else { return Ok(()) };
-        let mut share = self.weights.arena().clone();
+        let mut share = self.weights.arena().try_clone()?;
         elementwise::scale(alpha, share.view_mut())?;
         elementwise::scale(1.0 - alpha, reference.arena_mut().view_mut())?;
         elementwise::add(share.view(), reference.arena_mut().view_mut())
@@ -152,6 +170,19 @@ impl<T: Real> Policy<T> {
         wanted: Wanted,
         scores: &mut Scores,
     ) -> Result<()> {
+        self.each_chunk(weights, batch, wanted, |sequences, stats| {
+            scores.take(&batch.layout, sequences, stats)
+        })
+    }
+
+    /// A forward alone, and the statistics of each chunk of sequences.
+    pub(super) fn each_chunk(
+        &self,
+        weights: &Weights<T>,
+        batch: &Batch<T>,
+        wanted: Wanted,
+        mut take: impl FnMut(Range<usize>, &TokenStats<f32>) -> Result<()>,
+    ) -> Result<()> {
         let (hidden, _) = self.decoder.forward(weights, batch, Keep::Nothing)?;
         for sequences in self.head.chunks(batch, self.decoder.config().vocab, 1) {
             let stats = self.head.score(
@@ -162,7 +193,7 @@ impl<T: Real> Policy<T> {
                 sequences.clone(),
                 wanted,
             )?;
-            scores.take(&batch.layout, sequences, &stats)?;
+            take(sequences, &stats)?;
         }
         Ok(())
     }
@@ -170,11 +201,11 @@ impl<T: Real> Policy<T> {
 
 impl Scores {
     /// Appends the sums of a chunk's sequences.
-    fn take<S: Real>(
+    fn take(
         &mut self,
         layout: &Layout,
         sequences: Range<usize>,
-        stats: &TokenStats<S>,
+        stats: &TokenStats<f32>,
     ) -> Result<()> {
         let device = stats.logps.device();
         let cu = Tensor::column(&device, &offsets(layout, &sequences))?;
@@ -196,30 +227,39 @@ impl Scores {
 }
 
 /// `cu_scored` of some sequences, from 0.
-fn offsets(layout: &Layout, sequences: &Range<usize>) -> Vec<i32> {
+pub(super) fn offsets(layout: &Layout, sequences: &Range<usize>) -> Vec<i32> {
     let cu = &layout.cu_scored[sequences.start..=sequences.end];
     cu.iter().map(|&end| end - cu[0]).collect()
 }
 
 /// One coefficient for each scored token.
-fn per_token<S: Real>(
+fn per_token(
     device: &Device,
     layout: &Layout,
     sequences: Range<usize>,
     coefficients: &Coefficients,
-) -> Result<Tensor<S>> {
+) -> Result<Tensor<f32>> {
     let values = match coefficients {
         Coefficients::Sequences(values) | Coefficients::Tokens(values) => values,
     };
-    let values: Vec<S> = values.iter().map(|&c| S::of(c)).collect();
+    let values: Vec<f32> = values.iter().map(|&c| f32::of(c)).collect();
     let values = Tensor::column(device, &values)?;
-    if let Coefficients::Tokens(_) = coefficients {
-        return Ok(values);
+    match coefficients {
+        Coefficients::Tokens(_) => Ok(values),
+        Coefficients::Sequences(_) => broadcast(layout, sequences, &values),
     }
-    let offsets = offsets(layout, &sequences);
+}
+
+/// One value a sequence, `[n, 1]`, to one for each scored token.
+pub(super) fn broadcast(
+    layout: &Layout,
+    sequences: Range<usize>,
+    values: &Tensor<f32>,
+) -> Result<Tensor<f32>> {
+    let (device, offsets) = (values.device(), offsets(layout, &sequences));
     let scored = offsets.last().copied().unwrap_or(0) as usize;
-    let cu = Tensor::column(device, &offsets)?;
-    let mut dlogps = Tensor::zeros(device, scored, 1)?;
+    let cu = Tensor::column(&device, &offsets)?;
+    let mut dlogps = Tensor::to_fill(&device, scored, 1)?;
     sequence_sum::backward(values.view(), cu.view(), None, dlogps.view_mut())?;
     Ok(dlogps)
 }

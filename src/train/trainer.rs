@@ -1,3 +1,5 @@
+mod queue;
+
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::checkpoint::{Part, State};
@@ -7,7 +9,9 @@ use super::session::{Outcome, Session, Task};
 use super::{Batches, Means, Optimizer, Policy, SyncRefModel, TrainConfig};
 use crate::models::ModelFolder;
 use crate::nn::Weights;
-use crate::{Error, Real, Result, Tensor};
+use crate::ops::elementwise;
+use crate::{DType, Device, Element, Error, Result, Tensor};
+use queue::Queued;
 
 /// What a run tells whoever watches it.
 pub trait Observer: Send {
@@ -26,7 +30,7 @@ pub trait Observer: Send {
 }
 
 /// The loop: micro-batches through the policy, a step of the optimiser, logs and checkpoints.
-pub struct Trainer<'a, T: Real> {
+pub struct Trainer<'a, T: Element> {
     /// Settings.
     pub config: &'a TrainConfig,
     /// Where the model came from; its configuration and tokenizer are saved beside new weights.
@@ -42,15 +46,20 @@ pub struct Trainer<'a, T: Real> {
 }
 
 /// What changes from step to step beside the session.
-struct Run<'a, T: Real> {
+struct Run<'a, T: Element> {
     /// How the reference follows the policy, if it does.
     sync: Option<SyncRefModel>,
     folder: &'a ModelFolder,
     policy: Policy<T>,
     method: &'a dyn Method,
     evaluation: Option<&'a dyn Method>,
-    optimizer: Optimizer<T>,
-    grads: Weights<T>,
+    /// The weights in full, where the policy computes with fewer bits: what the optimiser steps
+    /// and what is saved.
+    master: Option<Weights<f32>>,
+    optimizer: Optimizer<f32>,
+    grads: Weights<f32>,
+    /// Steps that a GPU was given and that were not looked at.
+    queued: Vec<Queued>,
     batches: Batches,
     /// Cached log-probs of each example's sequences under the reference.
     reference: Option<Vec<Vec<f64>>>,
@@ -58,9 +67,16 @@ struct Run<'a, T: Real> {
     built: Receiver<Result<Vec<MicroBatch>>>,
 }
 
-impl<T: Real> Trainer<'_, T> {
+impl<T: Element<Stat = f32>> Trainer<'_, T> {
     /// Trains to the end, or to an interruption, and saves the model.
     pub fn train(self) -> Result<Outcome> {
+        self.train_from(None)
+    }
+
+    /// [`Trainer::train`] of a policy that computes with fewer bits than float32: its `master` weights
+    /// are what the optimiser steps and what is saved. Without them it starts from the policy's own,
+    /// widened.
+    pub fn train_from(self, master: Option<Weights<f32>>) -> Result<Outcome> {
         let Trainer { config, folder, mut policy, method, evaluation, observer } = self;
         let examples = method.examples();
         if examples == 0 {
@@ -74,12 +90,18 @@ impl<T: Real> Trainer<'_, T> {
         let table = policy.weights.table().clone();
         let mut optimizer = Optimizer::new(&policy.device, &table)?;
         let total = batches.total(config);
-        let Policy { weights, reference, .. } = &mut policy;
-        let follower = reference.as_mut().filter(|_| config.sync_ref_model.is_some());
-        let part = Part::new(None, folder, weights, &mut optimizer).following(follower);
+        let mut master = match master {
+            None if T::DTYPE != DType::F32 => Some(policy.weights.cast()?),
+            master => master,
+        };
+        let follows = config.sync_ref_model.is_some();
+        let part = part_of(folder, &mut policy, &mut master, &mut optimizer, follows)?;
         let mut parts = [part];
         let fresh = State::new(config, examples, 1);
         let session = Session::start(config, observer, fresh, total, &mut parts)?;
+        if let Some(master) = &master {
+            elementwise::cast(master.arena().view(), policy.weights.arena_mut().view_mut())?;
+        }
         let reference = precompute(config, &policy, method, &*session.observer)?;
         let (mut ahead, first) = (batches.clone(), session.state.step + 1);
         // A pool of its own: the steps may occupy every thread of the other one while they wait.
@@ -108,8 +130,10 @@ impl<T: Real> Trainer<'_, T> {
                 policy,
                 method,
                 evaluation,
+                master,
                 optimizer,
                 grads,
+                queued: Vec::new(),
                 batches,
                 reference,
                 built,
@@ -118,8 +142,36 @@ impl<T: Real> Trainer<'_, T> {
     }
 }
 
+/// What of a run is saved: the weights in full, the moments, and the reference where it `follows`.
+fn part_of<'a, T: Element>(
+    folder: &'a ModelFolder,
+    policy: &'a mut Policy<T>,
+    master: &'a mut Option<Weights<f32>>,
+    optimizer: &'a mut Optimizer<f32>,
+    follows: bool,
+) -> Result<Part<'a, f32>> {
+    let reference = match policy.reference.as_mut().filter(|_| follows) {
+        Some(reference) => Some(reference.of_type_mut().ok_or_else(|| {
+            Error::Unsupported(format!("--sync-ref-model with --dtype {}", T::DTYPE))
+        })?),
+        None => None,
+    };
+    let full = full_mut(&mut policy.weights, master)?;
+    Ok(Part::new(None, folder, full, optimizer).following(reference))
+}
+
+/// The weights in full: `master`, or where there is none the policy's own.
+fn full_mut<'a, T: Element>(
+    weights: &'a mut Weights<T>,
+    master: &'a mut Option<Weights<f32>>,
+) -> Result<&'a mut Weights<f32>> {
+    master.as_mut().or_else(|| weights.of_type_mut()).ok_or_else(|| {
+        Error::Unsupported(format!("training in {} without master weights", T::DTYPE))
+    })
+}
+
 /// The log-probs of every example's sequences under the reference, where they are wanted at once.
-fn precompute<T: Real>(
+fn precompute<T: Element<Stat = f32>>(
     config: &TrainConfig,
     policy: &Policy<T>,
     method: &dyn Method,
@@ -147,40 +199,29 @@ fn precompute<T: Real>(
     Ok(Some(cached))
 }
 
-impl<T: Real> Task<T> for Run<'_, T> {
+impl<T: Element<Stat = f32>> Task<f32> for Run<'_, T> {
     fn step(&mut self, session: &mut Session, step: usize) -> Result<()> {
         let died = |_| Error::Device("the thread that builds batches died".into());
         let micros = self.built.recv().map_err(died)??;
-        let totals = StepTotals::of(&micros);
-        let mut means = session.state.means.clone();
         let rate = session.config.rate(step, session.total);
         session.state.num_tokens += micros.iter().map(|m| m.num_tokens as u64).sum::<u64>();
-        let describe = |run: &Self| -> Vec<String> {
-            let examples = micros.iter().flat_map(|m| &m.examples);
-            examples.map(|&e| run.method.describe(e)).collect()
-        };
-        match self.gradient(&micros, &totals, &mut means) {
-            Ok((loss, norm, scale)) if loss.is_finite() && norm.is_finite() => {
-                means.add("loss", loss);
-                session.state.means = means;
-                session.state.grad_norm = norm;
-                session.state.learning_rate = rate;
-                let weights = &mut self.policy.weights;
-                self.optimizer.step(session.config, rate, &scale, weights, &self.grads)?;
-                session.state.updates += 1;
+        match self.policy.device {
+            Device::Cuda(_) if self.method.queues(&micros) => {
+                self.queue_step(session, rate, micros)?;
             }
-            Ok((loss, norm, _)) => {
-                let what = format!("loss {loss}, gradient norm {norm}");
-                session.not_finite(&what, &describe(self))?;
+            _ => {
+                self.settle_queued(session)?;
+                self.step_now(session, rate, &micros)?;
             }
-            Err(Error::NonFinite(what)) => session.not_finite(&what, &describe(self))?,
-            Err(e) => return Err(e),
         }
         if let Some(sync) = self.sync.filter(|sync| step.is_multiple_of(sync.steps)) {
             self.policy.sync_reference(sync.alpha)?;
         }
-        self.watch_chosen(session);
         Ok(())
+    }
+
+    fn settle(&mut self, session: &mut Session) -> Result<()> {
+        self.settle_queued(session)
     }
 
     fn evaluate(&mut self, session: &mut Session) -> Result<Option<Means>> {
@@ -192,14 +233,67 @@ impl<T: Real> Task<T> for Run<'_, T> {
         self.batches.epoch(step)
     }
 
-    fn parts(&mut self) -> Vec<Part<'_, T>> {
-        let Policy { weights, reference, .. } = &mut self.policy;
-        let follower = reference.as_mut().filter(|_| self.sync.is_some());
-        vec![Part::new(None, self.folder, weights, &mut self.optimizer).following(follower)]
+    fn parts(&mut self) -> Vec<Part<'_, f32>> {
+        let (policy, master, optimizer) = (&mut self.policy, &mut self.master, &mut self.optimizer);
+        let part = part_of(self.folder, policy, master, optimizer, self.sync.is_some());
+        vec![part.expect("there was one when the run began")]
     }
 }
 
-impl<T: Real> Run<'_, T> {
+impl<T: Element<Stat = f32>> Run<'_, T> {
+    /// A step whose loss is computed on the host.
+    fn step_now(&mut self, session: &mut Session, rate: f64, micros: &[MicroBatch]) -> Result<()> {
+        let mut means = session.state.means.clone();
+        match self.gradient(micros, &StepTotals::of(micros), &mut means) {
+            Ok((loss, norm, scale)) if loss.is_finite() && norm.is_finite() => {
+                means.add("loss", loss);
+                session.state.means = means;
+                session.state.grad_norm = norm;
+                session.state.learning_rate = rate;
+                self.update(session, rate, &scale)?;
+                session.state.updates += 1;
+            }
+            Ok((loss, norm, _)) => {
+                let what = format!("loss {loss}, gradient norm {norm}");
+                session.not_finite(&what, &self.describe(micros))?;
+            }
+            Err(Error::NonFinite(what)) => session.not_finite(&what, &self.describe(micros))?,
+            Err(fault @ Error::Kernel { .. }) => {
+                session.not_finite(&fault.to_string(), &self.describe(micros))?;
+            }
+            Err(e) => return Err(e),
+        }
+        self.watch_chosen(session);
+        Ok(())
+    }
+
+    /// A step of the optimiser.
+    fn update(&mut self, session: &Session, rate: f64, norm: &Tensor<f64>) -> Result<()> {
+        let (config, weights) = (session.config, &mut self.policy.weights);
+        match &mut self.master {
+            None => {
+                let full = full_mut(weights, &mut self.master)?;
+                self.optimizer.step(config, rate, norm, full, &self.grads)
+            }
+            Some(master) => {
+                let rounded = Some(weights);
+                self.optimizer.step_rounded(config, rate, norm, master, rounded, &self.grads)
+            }
+        }
+    }
+
+    /// Where a step's examples came from.
+    fn describe(&self, micros: &[MicroBatch]) -> Vec<String> {
+        let examples = micros.iter().flat_map(|m| &m.examples);
+        examples.map(|&e| self.method.describe(e)).collect()
+    }
+
+    /// The known log-probs of a micro-batch's sequences under the reference.
+    fn known_reference(&self, micro: &MicroBatch) -> Option<Vec<f64>> {
+        let cached = self.reference.as_ref()?;
+        Some(micro.examples.iter().flat_map(|&e| cached[e].iter().copied()).collect())
+    }
+
     /// The step's gradient, left in `self.grads`: its loss, and its norm here and on the device.
     fn gradient(
         &mut self,
@@ -207,15 +301,12 @@ impl<T: Real> Run<'_, T> {
         totals: &StepTotals,
         means: &mut Means,
     ) -> Result<(f64, f64, Tensor<f64>)> {
-        crate::ops::elementwise::fill(0.0, self.grads.arena_mut().view_mut())?;
+        elementwise::fill(0.0, self.grads.arena_mut().view_mut())?;
         let (policy, method) = (&self.policy, self.method);
         let mut loss = 0.0;
         for micro in micros {
-            let mut scores = Scores::default();
-            if let Some(cached) = &self.reference {
-                scores.reference =
-                    micro.examples.iter().flat_map(|&e| cached[e].iter().copied()).collect();
-            }
+            let reference = self.known_reference(micro).unwrap_or_default();
+            let mut scores = Scores { reference, ..Scores::default() };
             loss += policy.forward_backward(method, micro, totals, &mut scores, &mut self.grads)?;
             method.metrics(micro, &scores, means)?;
         }
@@ -245,7 +336,7 @@ impl<T: Real> Run<'_, T> {
 }
 
 /// Loss and metrics of a method's whole dataset, in order, without a gradient.
-pub fn evaluate<T: Real>(
+pub fn evaluate<T: Element<Stat = f32>>(
     policy: &Policy<T>,
     method: &dyn Method,
     batch_size: usize,

@@ -3,6 +3,8 @@
 mod config;
 mod data;
 mod eval;
+#[cfg(feature = "emulate")]
+mod device;
 mod frontier;
 mod generate;
 mod losses;

@@ -45,8 +45,7 @@ fn settings_outside_their_range() {
         ("dpo --label-smoothing 0.5", "--label-smoothing"),
         ("dpo --loss-type simpo --f-divergence-type forward_kl", "--f-divergence-type"),
         ("dpo --loss-type psi_po --psi nothing", "psi: expected identity"),
-        ("dpo --device cuda", "no CUDA"),
-        ("dpo --dtype bf16", "bf16"),
+        ("dpo --device cpu --dtype bf16", "--dtype bf16 on the CPU"),
         ("dpo --lerning-rate 1", "'--learning-rate'"),
         ("dpo --beta", "--beta"),
         ("dpo extra", "unexpected argument 'extra'"),
@@ -60,6 +59,9 @@ fn settings_outside_their_range() {
         // Behind the others, to override them.
         fixture.run(method, "out", flags).fails(&[says]);
         assert!(!fixture.path("out").exists(), "{more}");
+    }
+    if cfg!(not(any(feature = "cuda", feature = "emulate"))) {
+        fixture.run("dpo", "out", "--device cuda").fails(&["no kernels", "--features cuda"]);
     }
     collimate("dpp --beta 1").fails(&["dpp"]);
     collimate("dpo").fails(&["--model-name-or-path", "--dataset-name"]);

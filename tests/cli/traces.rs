@@ -10,11 +10,13 @@ use crate::shared::shared;
 /// Runs the settings of the golden traces on the first 160 rows and compares every metric.
 fn compare(trace: &str, command: &str) {
     if let Some(golden) = shared(&format!("golden/{trace}.json")) {
-        compare_with(&golden, command);
+        compare_with(&golden, command, 20);
     }
 }
 
-fn compare_with(golden: &Path, command: &str) {
+/// [`compare`] over the first steps. Up to five of them do not depend on how many there are: the rate
+/// still rises.
+fn compare_with(golden: &Path, command: &str, count: usize) {
     let (Some(data), Some(model)) =
         (shared("data/hh-helpful/train.jsonl"), shared("models/stories260K"))
     else {
@@ -27,7 +29,7 @@ fn compare_with(golden: &Path, command: &str) {
     std::fs::write(&rows_path, rows).unwrap();
     let out = dir.path().join("out");
     let run = collimate(&format!(
-        "{command} --model {} --dataset {} --output-dir {} --max-steps 20 --shuffle false \
+        "{command} --model {} --dataset {} --output-dir {} --max-steps {count} --shuffle false \
          --per-device-train-batch-size 4 --gradient-accumulation-steps 2 --learning-rate 5e-4 \
          --warmup-steps 4 --weight-decay 0.01 --max-length 512 --logging-steps 1",
         model.display(),
@@ -36,7 +38,7 @@ fn compare_with(golden: &Path, command: &str) {
     ));
     assert!(run.ok(), "{run:?}");
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(golden).unwrap()).unwrap();
-    let steps = golden["steps"].as_array().unwrap();
+    let steps = &golden["steps"].as_array().unwrap()[..count];
     let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
     assert_eq!(text.lines().count(), steps.len());
     for (line, theirs) in text.lines().zip(steps) {
@@ -74,5 +76,15 @@ fn sft() {
 #[test]
 fn reward() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    compare_with(&fixtures.join("trl_reward.json"), "reward");
+    compare_with(&fixtures.join("trl_reward.json"), "reward", 20);
+}
+
+/// Every kernel executed on the host: 3 steps, or all 20 under `COLLIMATE_TRACE=all`.
+#[cfg(feature = "emulate")]
+#[test]
+fn dpo_on_a_gpu() {
+    let all = std::env::var_os("COLLIMATE_TRACE").is_some_and(|x| x == "all");
+    if let Some(golden) = shared("golden/dpo_sigmoid.json") {
+        compare_with(&golden, "dpo --device cuda --dtype f32", if all { 20 } else { 3 });
+    }
 }

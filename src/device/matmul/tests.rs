@@ -169,3 +169,52 @@ fn cuts_are_no_smaller_than_asked() {
         }
     }
 }
+
+crate::device::testing::test_devices! {
+    /// Products of every orientation and type on padded matrices, and the same bits twice.
+    fn products_are_those_of_the_host(device) {
+        let mut random = Random(11);
+        for mnk in [[1, 1, 1], [5, 7, 9], [64, 48, 33], [130, 72, 96]] {
+            against_the_host::<f32, f32>(device, &mut random, mnk);
+            against_the_host::<half::bf16, half::bf16>(device, &mut random, mnk);
+            against_the_host::<half::bf16, f32>(device, &mut random, mnk);
+        }
+    }
+}
+
+fn against_the_host<T, C>(device: &crate::Device, random: &mut Random, [m, n, k]: [usize; 3])
+where
+    T: Element<Stat = f32>,
+    C: Element<Stat = f32>,
+{
+    use crate::device::testing::{Guarded, bits};
+    for (ta, tb) in [(No, No), (No, Yes), (Yes, No), (Yes, Yes)] {
+        for output in [Output::Set, Output::Add] {
+            let a_shape = if ta == No { [m, k] } else { [k, m] };
+            let b_shape = if tb == No { [k, n] } else { [n, k] };
+            let (a, b) = (random.values::<T>(m * k), random.values::<T>(k * n));
+            let c: Vec<C> = random.values(m * n);
+            let (nan, pad) = (T::from_stat(f32::NAN), [random.below(4), random.below(9)]);
+            let a_on = Guarded::new(device, &a, a_shape, pad, nan);
+            let b_on = Guarded::new(device, &b, b_shape, pad, nan);
+            let run = || {
+                let mut c = Guarded::new(device, &c, [m, n], pad, C::from_stat(7.0));
+                matmul(a_on.view(), ta, b_on.view(), tb, c.view_mut(), output).unwrap();
+                c.values()
+            };
+            let got = run();
+            assert_eq!(bits(&got), bits(&run()));
+            let mut want = c.clone();
+            let view = |x, [rows, cols]: [usize; 2]| View::from_slice(x, rows, cols, cols).unwrap();
+            let out = ViewMut::from_slice(&mut want, m, n, n).unwrap();
+            matmul(view(&a, a_shape), ta, view(&b, b_shape), tb, out, output).unwrap();
+            // Sums in another order, and one rounding to the type of the output.
+            let eps = if C::DTYPE == DType::F32 { 1.2e-7 } else { 7.9e-3 };
+            for (got, want) in got.iter().zip(&want) {
+                let (got, want) = (got.to_stat(), want.to_stat());
+                let tolerance = 2e-7 * k as f32 + eps * want.abs();
+                assert!((got - want).abs() <= tolerance, "{m} {n} {k} {ta:?} {tb:?}: {got} {want}");
+            }
+        }
+    }
+}

@@ -9,15 +9,23 @@ use crate::losses::{
 use crate::{Error, Real, Result, Tensor};
 
 /// What to launch.
-pub(super) enum Launch {
-    Terms {
-        terms: Vec<Term>,
-        /// Chosen tokens that SFT's mean is over.
-        sft_tokens: f64,
-        /// What the losses that take labels are given, one a pair.
-        labels: Option<Vec<f32>>,
-    },
+pub(super) struct Launch {
+    /// Losses of one pair at a time, and SFT: one launch.
+    pub terms: Vec<Term>,
+    /// Chosen tokens that SFT's mean is over.
+    pub sft_tokens: f64,
+    /// Losses that couple the batch, with their weights: a launch each.
+    pub coupled: Vec<(f32, Coupled)>,
+    /// The probabilities that DPO is given, one a pair.
+    labels: Option<Vec<f32>>,
+    /// What Psi-PO regresses on, one a pair.
+    psi_targets: Option<Vec<f32>>,
+}
+
+/// A loss that couples the batch.
+pub(super) enum Coupled {
     KtoPaired(KtoPaired),
+    Aot { beta: f64, unpaired: bool },
 }
 
 impl Launch {
@@ -26,45 +34,67 @@ impl Launch {
         pairs: &Pairs<'_, S>,
         normaliser: Normaliser,
     ) -> Result<Self> {
-        let p = pairs.policy_logps.rows();
         check(objective, pairs, normaliser)?;
-        if objective.divergence != Divergence::ReverseKl {
-            return Err(no_kernel("a divergence other than the reverse KL"));
-        }
-        if let [(1.0, PairTerm::Batch(BatchLoss::KtoPaired(loss)))] = objective.terms.as_slice() {
-            return Ok(Launch::KtoPaired(*loss));
-        }
-        let mut labels = Labels { probs: pairs.target_probs, pairs: p, of: None };
-        let (mut terms, mut sft_tokens) = (Vec::new(), 0.0);
+        let mut launch = Launch {
+            terms: Vec::new(),
+            sft_tokens: 0.0,
+            coupled: Vec::new(),
+            labels: None,
+            psi_targets: None,
+        };
         for (weight, term) in &objective.terms {
             let base = Term { weight: *weight as f32, ..Term::default() };
-            terms.push(match term {
-                PairTerm::Pair(loss) => of_loss(loss, base, &mut labels)?,
-                PairTerm::Batch(loss) => return Err(no_kernel(loss.name())),
-                PairTerm::Sft => {
-                    sft_tokens = chosen_tokens(pairs)? * normaliser.micro_batches;
-                    if sft_tokens == 0.0 {
-                        continue;
-                    }
-                    Term { kind: ffi::COLLIMATE_PREFERENCE_SFT as i32, ..base }
+            match term {
+                PairTerm::Pair(loss) => {
+                    let term = launch.of_loss(loss, base, pairs);
+                    launch.terms.push(term);
                 }
-            });
+                PairTerm::Batch(loss) => {
+                    let coupled = match loss {
+                        BatchLoss::KtoPaired(loss) => Coupled::KtoPaired(*loss),
+                        BatchLoss::Aot(loss) => Coupled::Aot { beta: loss.beta, unpaired: false },
+                        BatchLoss::AotUnpaired(loss) => {
+                            Coupled::Aot { beta: loss.beta, unpaired: true }
+                        }
+                        BatchLoss::BcoPair(_) => return Err(no_kernel(loss.name())),
+                    };
+                    launch.coupled.push((*weight as f32, coupled));
+                }
+                PairTerm::Sft => {
+                    launch.sft_tokens = chosen_tokens(pairs)? * normaliser.micro_batches;
+                    if launch.sft_tokens > 0.0 {
+                        let kind = ffi::COLLIMATE_PREFERENCE_SFT as i32;
+                        launch.terms.push(Term { kind, ..base });
+                    }
+                }
+            }
         }
-        if terms.len() > ffi::COLLIMATE_PREFERENCE_TERMS as usize {
-            return Err(no_kernel(&format!("{} losses", terms.len())));
+        if launch.terms.len() > ffi::COLLIMATE_PREFERENCE_TERMS as usize {
+            return Err(no_kernel(&format!("{} losses", launch.terms.len())));
         }
-        Ok(Launch::Terms { terms, sft_tokens, labels: labels.of.map(|(_, values)| values) })
+        Ok(launch)
     }
 
     /// The labels on the device, `[P, 1]`.
     pub fn labels(&self, cuda: &Cuda) -> Result<Option<Tensor<f32>>> {
-        match self {
-            Launch::Terms { labels: Some(labels), .. } => {
-                Tensor::column(&cuda.device(), labels).map(Some)
-            }
-            _ => Ok(None),
-        }
+        self.labels.as_ref().map(|labels| Tensor::column(&cuda.device(), labels)).transpose()
     }
+
+    /// Psi-PO's targets on the device, `[P, 1]`.
+    pub fn psi_targets(&self, cuda: &Cuda) -> Result<Option<Tensor<f32>>> {
+        self.psi_targets.as_ref().map(|psi| Tensor::column(&cuda.device(), psi)).transpose()
+    }
+}
+
+/// The divergence's tag, and its alpha.
+pub(super) fn divergence(divergence: Divergence) -> (i32, f32) {
+    let (tag, alpha) = match divergence {
+        Divergence::ReverseKl => (ffi::COLLIMATE_DIVERGENCE_REVERSE_KL, 0.0),
+        Divergence::ForwardKl => (ffi::COLLIMATE_DIVERGENCE_FORWARD_KL, 0.0),
+        Divergence::JensenShannon => (ffi::COLLIMATE_DIVERGENCE_JENSEN_SHANNON, 0.0),
+        Divergence::Alpha(alpha) => (ffi::COLLIMATE_DIVERGENCE_ALPHA, alpha as f32),
+    };
+    (tag as i32, alpha)
 }
 
 /// The checks of the host's code, but for what only the device knows.
@@ -110,66 +140,55 @@ fn chosen_tokens<S: Real>(pairs: &Pairs<'_, S>) -> Result<f64> {
     Ok((0..tokens.rows).map(|r| f64::from(tokens.row(r)[0].max(0))).sum())
 }
 
-/// The one list of labels that a launch has.
-struct Labels<'a> {
-    probs: Option<&'a [f64]>,
-    pairs: usize,
-    /// Whose they are, and what they are.
-    of: Option<(&'static str, Vec<f32>)>,
-}
-
-impl Labels<'_> {
-    /// Sets the labels from the pairs' target probabilities.
-    fn set(&mut self, loss: &'static str, label: impl Fn(f64) -> f64) -> Result<()> {
-        if let Some((other, _)) = &self.of {
-            return Err(no_kernel(&format!("{other} and {loss} together")));
-        }
-        let of = |pair: usize| label(self.probs.map_or(1.0, |probs| probs[pair])) as f32;
-        self.of = Some((loss, (0..self.pairs).map(of).collect()));
-        Ok(())
-    }
-}
-
-fn of_loss(loss: &PairLoss, base: Term, labels: &mut Labels<'_>) -> Result<Term> {
-    let (kind, term) = match loss {
-        PairLoss::Dpo(dpo) => {
-            let label_smoothing = dpo.label_smoothing as f32;
-            let labelled = labels.probs.is_some();
-            if labelled {
-                labels.set(loss.name(), |p| dpo.prob(Some(p)))?;
+impl Launch {
+    fn of_loss<S: Real>(&mut self, loss: &PairLoss, base: Term, pairs: &Pairs<'_, S>) -> Term {
+        let each = |label: &dyn Fn(f64) -> f64| -> Vec<f32> {
+            let prob = |pair: usize| pairs.target_probs.map_or(1.0, |probs| probs[pair]);
+            (0..pairs.policy_logps.rows()).map(|pair| label(prob(pair)) as f32).collect()
+        };
+        let (kind, term) = match loss {
+            PairLoss::Dpo(dpo) => {
+                let label_smoothing = dpo.label_smoothing as f32;
+                if pairs.target_probs.is_some() {
+                    self.labels = Some(each(&|p| dpo.prob(Some(p))));
+                }
+                (ffi::COLLIMATE_PREFERENCE_SIGMOID, Term { label_smoothing, ..base })
             }
-            (ffi::COLLIMATE_PREFERENCE_SIGMOID, Term { label_smoothing, ..base })
-        }
-        PairLoss::PsiPo(psi) => {
-            labels.set(loss.name(), |p| psi.target(p))?;
-            (ffi::COLLIMATE_PREFERENCE_PSI_PO, base)
-        }
-        PairLoss::Robust(x) => {
-            let label_smoothing = x.label_smoothing as f32;
-            (ffi::COLLIMATE_PREFERENCE_ROBUST, Term { label_smoothing, ..base })
-        }
-        PairLoss::ExoPair(x) => {
-            let label_smoothing = x.label_smoothing as f32;
-            (ffi::COLLIMATE_PREFERENCE_EXO, Term { label_smoothing, ..base })
-        }
-        PairLoss::Hinge(_) => (ffi::COLLIMATE_PREFERENCE_HINGE, base),
-        PairLoss::IpoSum(_) => (ffi::COLLIMATE_PREFERENCE_IPO_SUM, base),
-        PairLoss::IpoMean(_) => (ffi::COLLIMATE_PREFERENCE_IPO_MEAN, base),
-        PairLoss::ApoZero(_) => (ffi::COLLIMATE_PREFERENCE_APO_ZERO, base),
-        PairLoss::ApoDown(_) => (ffi::COLLIMATE_PREFERENCE_APO_DOWN, base),
-        PairLoss::NcaPair(_) => (ffi::COLLIMATE_PREFERENCE_NCA, base),
-        PairLoss::SppoHard(_) => (ffi::COLLIMATE_PREFERENCE_SPPO, base),
-        PairLoss::SigmoidNorm(_) => (ffi::COLLIMATE_PREFERENCE_LENGTH_NORMALISED, base),
-        PairLoss::SlicHf(x) => {
-            let (delta, lambda) = (x.delta as f32, x.lambda as f32);
-            (ffi::COLLIMATE_PREFERENCE_SLIC_HF, Term { delta, lambda, ..base })
-        }
-        PairLoss::SimPo(x) => {
-            (ffi::COLLIMATE_PREFERENCE_SIMPO, Term { gamma: x.gamma as f32, ..base })
-        }
-        PairLoss::Orpo(_) => (ffi::COLLIMATE_PREFERENCE_ORPO, base),
-        PairLoss::Cpo(x) => (ffi::COLLIMATE_PREFERENCE_CPO, Term { alpha: x.alpha as f32, ..base }),
-        PairLoss::DiscoPop(_) => return Err(no_kernel(loss.name())),
-    };
-    Ok(Term { kind: kind as i32, beta: loss.beta() as f32, ..term })
+            PairLoss::PsiPo(psi) => {
+                self.psi_targets = Some(each(&|p| psi.target(p)));
+                (ffi::COLLIMATE_PREFERENCE_PSI_PO, base)
+            }
+            PairLoss::Robust(x) => {
+                let label_smoothing = x.label_smoothing as f32;
+                (ffi::COLLIMATE_PREFERENCE_ROBUST, Term { label_smoothing, ..base })
+            }
+            PairLoss::ExoPair(x) => {
+                let label_smoothing = x.label_smoothing as f32;
+                (ffi::COLLIMATE_PREFERENCE_EXO, Term { label_smoothing, ..base })
+            }
+            PairLoss::Hinge(_) => (ffi::COLLIMATE_PREFERENCE_HINGE, base),
+            PairLoss::IpoSum(_) => (ffi::COLLIMATE_PREFERENCE_IPO_SUM, base),
+            PairLoss::IpoMean(_) => (ffi::COLLIMATE_PREFERENCE_IPO_MEAN, base),
+            PairLoss::ApoZero(_) => (ffi::COLLIMATE_PREFERENCE_APO_ZERO, base),
+            PairLoss::ApoDown(_) => (ffi::COLLIMATE_PREFERENCE_APO_DOWN, base),
+            PairLoss::NcaPair(_) => (ffi::COLLIMATE_PREFERENCE_NCA, base),
+            PairLoss::SppoHard(_) => (ffi::COLLIMATE_PREFERENCE_SPPO, base),
+            PairLoss::SigmoidNorm(_) => (ffi::COLLIMATE_PREFERENCE_LENGTH_NORMALISED, base),
+            PairLoss::SlicHf(x) => {
+                let (delta, lambda) = (x.delta as f32, x.lambda as f32);
+                (ffi::COLLIMATE_PREFERENCE_SLIC_HF, Term { delta, lambda, ..base })
+            }
+            PairLoss::SimPo(x) => {
+                (ffi::COLLIMATE_PREFERENCE_SIMPO, Term { gamma: x.gamma as f32, ..base })
+            }
+            PairLoss::Orpo(_) => (ffi::COLLIMATE_PREFERENCE_ORPO, base),
+            PairLoss::Cpo(x) => {
+                (ffi::COLLIMATE_PREFERENCE_CPO, Term { alpha: x.alpha as f32, ..base })
+            }
+            PairLoss::DiscoPop(x) => {
+                (ffi::COLLIMATE_PREFERENCE_DISCOPOP, Term { tau: x.tau as f32, ..base })
+            }
+        };
+        Term { kind: kind as i32, beta: loss.beta() as f32, ..term }
+    }
 }

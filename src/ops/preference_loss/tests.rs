@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::device::testing::{in_all_orders, is_gpu, test_devices};
-use crate::losses::{LossOptions, SlicTarget};
+use crate::losses::{Divergence, LossOptions, SlicTarget};
 use crate::ops::cpu::testing::values;
 
 /// Of the f32 kernel: relative, and absolute for a loss and for a gradient.
@@ -101,7 +101,7 @@ fn objective(text: &str, options: &LossOptions) -> PairObjective {
 }
 
 /// What has no kernel.
-const HOST_ONLY: [&str; 4] = ["discopop", "aot", "aot_unpaired", "bco_pair"];
+const HOST_ONLY: [&str; 1] = ["bco_pair"];
 
 test_devices! {
     fn every_loss_is_the_scalar_one(device) {
@@ -138,9 +138,22 @@ test_devices! {
             ("sigmoid", &free, false),
             ("sigmoid:0.7,sft:0.2,nca_pair:0.5", &smooth, false),
             ("simpo,cpo:0.3,orpo,sft", &LossOptions::default(), false),
+            ("sigmoid,psi_po:0.01", &smooth, true),
+            ("sigmoid:0.5,aot:0.3,kto_paired:2,sft:0.1", &attached, false),
+            ("aot_unpaired:0.4,aot", &LossOptions::default(), false),
+            ("kto_paired,discopop", &LossOptions::default(), false),
         ] {
             for pairs in [5, 600] {
                 Batch::of(pairs).check(device, &objective(text, options), labelled, pairs > 5);
+            }
+        }
+    }
+
+    fn divergences_bend_the_log_ratios(device) {
+        for divergence in [Divergence::ForwardKl, Divergence::JensenShannon, Divergence::Alpha(0.3)] {
+            let options = LossOptions { divergence, ..LossOptions::default() };
+            for text in ["sigmoid", "apo_down,sft:0.2", "kto_paired,aot_unpaired:0.5"] {
+                Batch::of(9).check(device, &objective(text, &options), false, true);
             }
         }
     }
@@ -160,7 +173,7 @@ test_devices! {
             return;
         }
         let options = LossOptions::default();
-        for text in HOST_ONLY.into_iter().chain(["sigmoid,kto_paired"]) {
+        for text in HOST_ONLY.into_iter().chain(["sigmoid,bco_pair"]) {
             let error = Batch::of(2).run::<f32>(device, &objective(text, &options), false, false);
             assert!(matches!(error, Err(Error::Unsupported(_))), "{text}: {error:?}");
         }

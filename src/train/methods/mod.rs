@@ -12,9 +12,10 @@ pub use unpaired::Unpaired;
 
 use std::ops::Range;
 
+use super::DeviceScores;
 use super::metrics::Means;
-use crate::Result;
 use crate::nn::Layout;
+use crate::{Error, Result, Tensor};
 
 /// A training method over a dataset. Trunk and head know no loss: they meet its coefficients.
 pub trait Method: Sync {
@@ -56,6 +57,28 @@ pub trait Method: Sync {
         scores: &Scores,
         step: &StepTotals,
     ) -> Result<SequenceLoss>;
+
+    /// Whether a GPU computes the loss of a step, by [`Method::device_loss`]: then nothing of it is
+    /// waited for. Else the host does, and waits for what the GPU scored.
+    fn queues(&self, _micros: &[MicroBatch]) -> bool {
+        false
+    }
+
+    /// [`Method::loss`] on a GPU, where it is queued: dL/d(sum of log-probs) of each sequence in
+    /// `range`, `[n, 1]`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a method that does not [queue](Method::queues), or a loss without a
+    /// kernel.
+    fn device_loss(
+        &self,
+        _batch: &MicroBatch,
+        _range: Range<usize>,
+        _scores: &DeviceScores,
+        _step: &StepTotals,
+    ) -> Result<Tensor<f32>> {
+        Err(Error::Unsupported("this method's loss on a GPU".into()))
+    }
 
     /// Adds what is logged about one scored micro-batch.
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()>;

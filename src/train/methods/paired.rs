@@ -1,12 +1,14 @@
 use std::ops::Range;
 
 use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
-use crate::Result;
 use crate::data::formats::PairText;
 use crate::data::{Candidates, Dataset, Pair};
-use crate::losses::{BatchOutput, Normaliser, PairBatch, PairObjective, preference_loss};
+use crate::losses::{self, BatchOutput, Normaliser, PairBatch, PairObjective};
 use crate::nn::LayoutBuilder;
+use crate::ops::preference_loss::{self, PairMetrics};
+use crate::train::DeviceScores;
 use crate::train::metrics::Means;
+use crate::{Result, Tensor};
 
 /// Preference pairs under any paired loss: DPO and its relatives.
 ///
@@ -44,19 +46,13 @@ impl Paired {
             sequences.clone().skip(side).step_by(width).map(|s| scores.tokens[s]).collect()
         };
         let examples = &batch.examples[sequences.start / width..sequences.end / width];
-        let column = |default: f64, get: fn(&PairText) -> Option<f64>| -> Option<Vec<f64>> {
-            let value = |e: usize| self.pairs.text(e).and_then(get);
-            let any = examples.iter().any(|&e| value(e).is_some());
-            any.then(|| examples.iter().map(|&e| value(e).unwrap_or(default)).collect())
-        };
         let (chosen, rejected) = (side(&scores.logps, 0), side(&scores.logps, 1));
         let (ref_chosen, ref_rejected) = (side(&scores.reference, 0), side(&scores.reference, 1));
         let candidates = examples.iter().map(|&e| self.pairs.text(e)?.candidates.as_ref());
         let candidates: Vec<_> = candidates.map(|all| all.map(Candidates::rows)).collect();
         let targets = self.targets.as_ref().map(|_| side(&scores.logps, 2));
-        let (weights, probs) =
-            (column(1.0, |pair| pair.weight), column(1.0, |pair| pair.target_prob));
-        preference_loss(
+        let (weights, probs) = self.columns(examples);
+        losses::preference_loss(
             &self.objective,
             &PairBatch {
                 policy_chosen_logps: &chosen,
@@ -72,6 +68,25 @@ impl Paired {
             },
             normaliser,
         )
+    }
+}
+
+impl Paired {
+    /// The weights and the target probabilities of the pairs, where their rows have any.
+    fn columns(&self, examples: &[usize]) -> (Option<Vec<f64>>, Option<Vec<f64>>) {
+        let column = |get: fn(&PairText) -> Option<f64>| -> Option<Vec<f64>> {
+            let value = |e: usize| self.pairs.text(e).and_then(get);
+            let any = examples.iter().any(|&e| value(e).is_some());
+            any.then(|| examples.iter().map(|&e| value(e).unwrap_or(1.0)).collect())
+        };
+        (column(|pair| pair.weight), column(|pair| pair.target_prob))
+    }
+
+    fn normaliser(batch: &MicroBatch, step: &StepTotals) -> Normaliser {
+        Normaliser {
+            pairs: (batch.examples.len() * step.micro_batches) as f64,
+            micro_batches: step.micro_batches as f64,
+        }
     }
 }
 
@@ -129,16 +144,48 @@ impl super::Method for Paired {
         scores: &Scores,
         step: &StepTotals,
     ) -> Result<SequenceLoss> {
-        let normaliser = Normaliser {
-            pairs: (batch.examples.len() * step.micro_batches) as f64,
-            micro_batches: step.micro_batches as f64,
-        };
-        let out = self.loss_of(batch, range, scores, normaliser)?;
+        let out = self.loss_of(batch, range, scores, Self::normaliser(batch, step))?;
         let sides = [&out.dchosen, &out.drejected, &out.dtarget];
         let coefficients = (0..out.dchosen.len())
             .flat_map(|i| sides[..self.width()].iter().map(move |side| side[i]))
             .collect();
         Ok(SequenceLoss { value: out.loss, coefficients: Coefficients::Sequences(coefficients) })
+    }
+
+    fn queues(&self, micros: &[MicroBatch]) -> bool {
+        // The kernels know neither a third sequence nor several candidates.
+        let candidates = |&e: &usize| self.pairs.text(e).is_some_and(|p| p.candidates.is_some());
+        self.targets.is_none() && !micros.iter().flat_map(|m| &m.examples).any(candidates)
+    }
+
+    fn device_loss(
+        &self,
+        batch: &MicroBatch,
+        range: Range<usize>,
+        scores: &DeviceScores,
+        step: &StepTotals,
+    ) -> Result<Tensor<f32>> {
+        let (sequences, device) = (range.len(), scores.device());
+        let (weights, target_probs) = self.columns(&batch.examples[range.start / 2..range.end / 2]);
+        let weights = weights.map(|weights| {
+            let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
+            Tensor::column(&device, &weights)
+        });
+        let weights = weights.transpose()?;
+        let tokens = scores.tokens(range.clone())?;
+        let pairs = preference_loss::Pairs {
+            policy_logps: scores.logps(range.clone())?.reshape(sequences / 2, 2)?,
+            reference_logps: Some(scores.reference(range)?.reshape(sequences / 2, 2)?),
+            tokens: tokens.view().reshape(sequences / 2, 2)?,
+            target_probs: target_probs.as_deref(),
+            target_logps: None,
+            weights: weights.as_ref().map(Tensor::view),
+        };
+        let mut metrics = PairMetrics::zeros(&device)?;
+        let normaliser = Self::normaliser(batch, step);
+        let out =
+            preference_loss::forward(&self.objective, &pairs, normaliser, metrics.view_mut())?;
+        out.dlogps.into_shape(sequences, 1)
     }
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {

@@ -1,10 +1,11 @@
 use std::ops::Range;
 
 use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of};
-use crate::Result;
 use crate::data::{Dataset, Example};
 use crate::nn::LayoutBuilder;
+use crate::train::DeviceScores;
 use crate::train::metrics::Means;
+use crate::{Result, Tensor};
 
 /// Supervised fine-tuning: the mean negative log-likelihood of the step's completion tokens.
 #[derive(Debug)]
@@ -49,6 +50,21 @@ impl super::Method for Sft {
             value: range.clone().map(|s| each * scores.logps[s]).sum(),
             coefficients: Coefficients::Sequences(vec![each; range.len()]),
         })
+    }
+
+    fn queues(&self, _: &[MicroBatch]) -> bool {
+        true
+    }
+
+    fn device_loss(
+        &self,
+        _: &MicroBatch,
+        range: Range<usize>,
+        scores: &DeviceScores,
+        step: &StepTotals,
+    ) -> Result<Tensor<f32>> {
+        let each = -1.0 / step.scored_tokens.max(1) as f64;
+        Tensor::column(&scores.device(), &vec![each as f32; range.len()])
     }
 
     fn metrics(&self, _: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {

@@ -4,8 +4,10 @@ use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of,
 use crate::data::{Dataset, Unpaired as Example};
 use crate::losses::{KlEstimate, Kto};
 use crate::nn::LayoutBuilder;
+use crate::ops::kto_loss::{self, KtoMetrics};
+use crate::train::DeviceScores;
 use crate::train::metrics::Means;
-use crate::{Error, Result};
+use crate::{Error, Result, Tensor};
 
 /// Single answers judged good or bad, under KTO.
 #[derive(Debug)]
@@ -97,6 +99,38 @@ impl super::Method for Unpaired {
             coefficients.push(share * out.dlogp);
         }
         Ok(SequenceLoss { value, coefficients: Coefficients::Sequences(coefficients) })
+    }
+
+    fn queues(&self, _: &[MicroBatch]) -> bool {
+        true
+    }
+
+    fn device_loss(
+        &self,
+        batch: &MicroBatch,
+        range: Range<usize>,
+        scores: &DeviceScores,
+        step: &StepTotals,
+    ) -> Result<Tensor<f32>> {
+        let device = scores.device();
+        let mut kl = Tensor::zeros(&device, 2, 1)?;
+        if let Some([policy, reference]) = scores.mismatched()? {
+            kto_loss::kl_sum(policy, reference, kl.view_mut())?;
+        }
+        let desirable = |s| i32::from(self.desirable(batch, s));
+        let desirable: Vec<i32> = range.clone().map(desirable).collect();
+        let desirable = Tensor::column(&device, &desirable)?;
+        let examples = kto_loss::Examples {
+            policy_logps: scores.logps(range.clone())?,
+            reference_logps: Some(scores.reference(range)?),
+            desirable: desirable.view(),
+            weights: None,
+            kl: Some(kl.view()),
+        };
+        let normaliser = (batch.examples.len() * step.micro_batches) as f64;
+        let mut metrics = KtoMetrics::zeros(&device)?;
+        kto_loss::forward(&self.loss, &examples, normaliser, metrics.view_mut())
+            .map(|out| out.dlogps)
     }
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {

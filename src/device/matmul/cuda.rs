@@ -1,0 +1,35 @@
+//! Products on a GPU.
+
+use super::{OP, Output, Trans};
+use crate::device::Cuda;
+use crate::device::gpu::{Operand, Product};
+use crate::{Element, Result, View, ViewMut};
+
+/// Queues `c (= or +=) op(a) op(b)`; the shapes were checked.
+pub(super) fn queue<T: Element, C: Element>(
+    cuda: &Cuda,
+    (a, ta): (View<'_, T>, Trans),
+    (b, tb): (View<'_, T>, Trans),
+    c: ViewMut<'_, C>,
+    output: Output,
+) -> Result<()> {
+    let (m, k) = super::oriented(&a, ta);
+    let operand = |pointer: *const u8, stride: usize, trans: Trans| Operand {
+        address: pointer.addr() as u64,
+        stride,
+        transposed: trans == Trans::Yes,
+    };
+    let product = Product {
+        shape: [m, c.cols(), k],
+        a: operand(a.on(OP, cuda)?.cast(), a.stride(), ta),
+        b: operand(b.on(OP, cuda)?.cast(), b.stride(), tb),
+        c: operand(c.on(OP, cuda)?.cast_const().cast(), c.stride(), Trans::No),
+        inputs: T::DTYPE,
+        output: C::DTYPE,
+        adds: output == Output::Add,
+        splits: !cuda.is_batch_invariant(),
+    };
+    // SAFETY: the views hold their shapes and are of this device, `c` is borrowed to be written to,
+    // and frees are queued behind the product.
+    unsafe { cuda.queue_product(&product) }
+}

@@ -1,0 +1,143 @@
+//! Training on a GPU, every kernel executed on the host.
+
+use serde_json::Value;
+
+use super::{Fixture, Running, assert_same, collimate};
+
+const CUDA: &str = "--device cuda --dtype f32";
+
+/// Asserts that two runs logged the same numbers, but for the speed: each within `tolerance` of its
+/// size, or of 1 where it is smaller. `skip` says which are not compared.
+fn assert_near(
+    got: &[Value],
+    want: &[Value],
+    tolerance: f64,
+    what: &str,
+    skip: impl Fn(&str) -> bool,
+) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (got, want) in got.iter().zip(want) {
+        for (name, want) in want.as_object().unwrap() {
+            if name == "tokens_per_second" || skip(name) {
+                continue;
+            }
+            let [got, want] = [&got[name], want].map(|value| value.as_f64().unwrap());
+            let error = (got - want).abs() / want.abs().max(1.0);
+            assert!(error <= tolerance, "{what}: {name}: {got}, expected {want}");
+        }
+    }
+}
+
+#[test]
+fn every_method_is_the_cpus() {
+    let fixture = Fixture::new();
+    let all = format!("--learning-rate 1e-3 --eval-dataset {}", fixture.at("pairs.jsonl"));
+    for (i, more) in [
+        "sft --gradient-accumulation-steps 2",
+        "kto",
+        "kto --precompute-ref-log-probs",
+        "dpo --gradient-accumulation-steps 2 --weight-decay 0.1 --max-grad-norm 0.1",
+        "dpo --precompute-ref-log-probs --share-prompts false",
+        "dpo --loss-type ipo,sft:0.2 --gradient-checkpointing false",
+        "dpo --loss-type aot,discopop,kto_paired --f-divergence-type reverse_kl",
+        "dpo --f-divergence-type js_divergence --batch-invariant",
+        "dpo --loss-type simpo",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (method, flags) = more.split_once(' ').unwrap_or((more, ""));
+        let (cpu, cuda) = (format!("cpu-{i}"), format!("cuda-{i}"));
+        let want = fixture.train(method, &cpu, &format!("{all} {flags}"));
+        let got = fixture.train(method, &cuda, &format!("{all} {CUDA} {flags}"));
+        assert_near(&got, &want, 1e-4, more, |_| false);
+    }
+}
+
+/// bf16 has 8 bits: a rounding is 0.4%, and a log-prob of some sixty nats is the sum of as many.
+#[test]
+fn bf16_is_near_and_keeps_what_the_file_had() {
+    let fixture = Fixture::new();
+    for method in ["sft", "dpo", "kto"] {
+        let (cpu, cuda) = (format!("{method}-cpu"), format!("{method}-cuda"));
+        let want = fixture.train(method, &cpu, "--learning-rate 1e-3");
+        let got = fixture.train(method, &cuda, "--learning-rate 1e-3 --device cuda");
+        // A single token or pair makes an accuracy jump.
+        assert_near(&got, &want, 5e-2, method, |name| name.contains("accurac"));
+        // The file is float32, so the masters are saved whole: most are no bf16.
+        let bytes = fixture.weights(&cuda);
+        assert_eq!(bytes.len(), fixture.weights(&cpu).len());
+        let tail = &bytes[bytes.len() / 4 * 2..];
+        let whole = tail.chunks_exact(4).filter(|x| x[0] != 0 || x[1] != 0).count();
+        assert!(whole > tail.len() / 8, "{whole} of {}", tail.len() / 4);
+    }
+}
+
+#[test]
+fn two_runs_are_the_same_and_a_resumed_one_too() {
+    let fixture = Fixture::new();
+    for (method, dtype) in [("dpo", "bf16"), ("kto", "f32")] {
+        let settings = format!(
+            "--device cuda --dtype {dtype} --max-steps 5 --save-steps 2 --logging-steps 2 \
+             --per-device-train-batch-size 2"
+        );
+        let [once, again, resumed] =
+            ["once", "again", "resumed"].map(|name| format!("{method}-{name}"));
+        fixture.train(method, &once, &settings);
+        fixture.train(method, &again, &settings);
+        assert_same(&fixture.path(&once), &fixture.path(&again), |_| false);
+        fixture.train(method, &resumed, &settings);
+        // As if it had been killed after step 2 and a bit.
+        std::fs::remove_dir_all(fixture.path(&resumed).join("checkpoint-4")).unwrap();
+        std::fs::remove_file(fixture.path(&resumed).join("model.safetensors")).unwrap();
+        fixture.train(method, &resumed, &format!("{settings} --resume-from-checkpoint auto"));
+        assert_same(&fixture.path(&once), &fixture.path(&resumed), |_| false);
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_named_or_skipped() {
+    let fixture = Fixture::new();
+    let path = fixture.path("model/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 64..].fill(0xff);
+    std::fs::write(&path, bytes).unwrap();
+    for dtype in ["f32", "bf16"] {
+        let device = format!("--device cuda --dtype {dtype} --logging-steps 3");
+        let run = fixture.run("dpo", "out", &device);
+        run.fails(&["step 1", "rows: line ", "finite", "there is no checkpoint"]);
+        std::fs::remove_dir_all(fixture.path("out")).unwrap();
+        let out = format!("skipped-{dtype}");
+        let run = fixture.run("dpo", &out, &format!("{device} --skip-nonfinite"));
+        assert!(run.ok() && run.err.contains("(3 skipped)"), "{run:?}");
+        assert_eq!(fixture.metrics(&out)[0]["skipped_steps"], 3);
+    }
+}
+
+#[test]
+fn a_device_without_room_says_what_lowers_it() {
+    let fixture = Fixture::new();
+    let command = fixture.command("dpo", "out", CUDA);
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_collimate"));
+    child.args(command.split_whitespace()).env("COLLIMATE_EMULATE_MEMORY", "300000");
+    let run = Running::start(&mut child).finish();
+    run.fails(&["out of memory: asked for", "in use and", "free", "--per-device-train-batch-size"]);
+}
+
+#[test]
+fn a_gpu_generates_what_the_cpu_does() {
+    let fixture = Fixture::new();
+    let generate = |more: &str| {
+        let run = collimate(&format!(
+            "generate --model {} --prompt Tell --max-new-tokens 12 --num-return-sequences 3 {more}",
+            fixture.at("model")
+        ));
+        assert!(run.ok(), "{run:?}");
+        run.out
+    };
+    for sampling in ["--temperature 0", "--temperature 1 --top-k 20"] {
+        assert_eq!(generate(sampling), generate(&format!("{CUDA} {sampling}")));
+    }
+    assert!(!generate("--device cuda").is_empty());
+}
