@@ -2,9 +2,9 @@
 
 mod config;
 mod data;
-mod eval;
 #[cfg(feature = "emulate")]
 mod device;
+mod eval;
 mod frontier;
 mod generate;
 mod losses;
