@@ -27,6 +27,8 @@ pub mod nn;
 pub mod ops;
 #[cfg(feature = "trainer")]
 pub mod report;
+#[cfg(feature = "trainer")]
+pub mod rewards;
 pub mod rng;
 #[cfg(feature = "trainer")]
 pub mod train;

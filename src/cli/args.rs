@@ -151,8 +151,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N")]
     pub max_steps: Option<i64>,
     /// Peak learning rate
-    #[arg(long, default_value_t = 1e-6, value_name = "X")]
-    pub learning_rate: f64,
+    #[arg(long, value_name = "X")]
+    pub learning_rate: Option<f64>,
     /// Shape of the learning rate after warm-up
     #[arg(long, default_value = "linear")]
     pub lr_scheduler_type: ScheduleName,
@@ -285,7 +285,8 @@ impl TrainArgs {
                         .map_err(|_| Error::setting("max_steps", "at least 1", steps))?,
                 ),
             },
-            learning_rate: self.learning_rate,
+            // Every command has a default of its own.
+            learning_rate: self.learning_rate.unwrap_or(0.0),
             schedule: match self.lr_scheduler_type {
                 ScheduleName::Linear => Schedule::Linear,
                 ScheduleName::Cosine => Schedule::Cosine,

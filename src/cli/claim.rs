@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::yaml::Given;
 use crate::models::write_atomically;
-use crate::train::{Resume, TrainConfig};
+use crate::train::{Resume, TrainConfig, VALUE_FOLDER};
 use crate::{Error, Result};
 
 /// Makes the output directory this run's own; another run in it is only deleted on request.
@@ -52,7 +52,8 @@ pub fn claim(config: &TrainConfig, overwrite: bool, given: &Given) -> Result<()>
 /// Deletes what a run wrote, and nothing else.
 fn delete_run(dir: &Path) -> Result<()> {
     let checkpoints = crate::train::checkpoints(dir)?.into_iter().map(|(_, path)| path);
-    for folder in checkpoints.chain(iterations(dir)?) {
+    let value = Some(dir.join(VALUE_FOLDER)).filter(|path| path.join("config.json").exists());
+    for folder in checkpoints.chain(iterations(dir)?).chain(value) {
         fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
     }
     for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {

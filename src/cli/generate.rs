@@ -6,10 +6,12 @@ use half::bf16;
 use serde_json::json;
 
 use super::args::ModelArgs;
+use super::rewards::RewardArgs;
 use crate::data::{Dataset, Limits, Options, Prompt, Tokenizer, Truncation};
 use crate::generate::{GenerateOptions, Sampling, generate};
 use crate::models::ModelFolder;
 use crate::nn::Decoder;
+use crate::rewards::{self, Answer};
 use crate::{DType, Error, Result};
 
 /// Completions of prompts, as text or as JSON lines of `prompt, completion`.
@@ -34,6 +36,11 @@ pub struct Args {
     /// Completions of each prompt
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_return_sequences: usize,
+    /// Sample N completions of each prompt and keep the one with the highest reward
+    #[arg(long, value_name = "N", conflicts_with = "num_return_sequences")]
+    best_of: Option<usize>,
+    #[command(flatten)]
+    reward: RewardArgs,
     /// New tokens at most
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
@@ -69,12 +76,16 @@ pub fn run(args: Args) -> Result<()> {
     sampling.validate()?;
     for (name, value) in [
         ("num_return_sequences", args.num_return_sequences),
+        ("best_of", args.best_of.unwrap_or(1)),
         ("batch_size", args.batch_size),
         ("max_new_tokens", args.max_new_tokens),
     ] {
         if value == 0 || value > 1 << 20 {
             return Err(Error::setting(name, format!("1 to {}", 1 << 20), value));
         }
+    }
+    if args.best_of.is_none() && args.reward.given() {
+        return Err(Error::setting("reward", "no source of rewards without --best-of", "one"));
     }
     let (device, dtype) = args.model.machine.open()?;
     let path = &args.model.model_name_or_path;
@@ -88,10 +99,13 @@ pub fn run(args: Args) -> Result<()> {
         eos: tokenizer.stop_ids().to_vec(),
         batch_size: args.batch_size,
     };
-    let repeated: Vec<Vec<i32>> = prompts
-        .iter()
-        .flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.num_return_sequences))
-        .collect();
+    let times = args.best_of.unwrap_or(args.num_return_sequences);
+    let repeated: Vec<Vec<i32>> =
+        prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), times)).collect();
+    let mut reward = match args.best_of {
+        Some(_) => Some(args.reward.open(path, args.batch_size, &device)?),
+        None => None,
+    };
     let completions = match dtype {
         DType::BF16 => {
             let weights = folder.load_weights::<bf16>(&table, &device)?;
@@ -103,12 +117,34 @@ pub fn run(args: Args) -> Result<()> {
             rayon::scope(|_| generate(&decoder, &weights, &repeated, &options))?
         }
     };
-    let mut out = String::new();
+    let mut answers = Vec::with_capacity(completions.len());
     for (i, completion) in completions.iter().enumerate() {
-        let prompt = &texts[i / args.num_return_sequences];
-        let text = &tokenizer.decode_after(&repeated[i], completion)?;
+        let text = tokenizer.decode_after(&repeated[i], completion)?;
+        answers.push((&texts[i / times], text));
+    }
+    let kept: Vec<(usize, Option<f64>)> = match &mut reward {
+        None => (0..answers.len()).map(|i| (i, None)).collect(),
+        Some(reward) => {
+            let asked: Vec<Answer> = (0..answers.len())
+                .map(|i| Answer {
+                    prompt: answers[i].0,
+                    completion: &answers[i].1,
+                    prompt_ids: &repeated[i],
+                    completion_ids: &completions[i],
+                })
+                .collect();
+            best(&rewards::score(&mut **reward, &asked)?, times)
+        }
+    };
+    let mut out = String::new();
+    for (i, reward) in kept {
+        let (prompt, text) = (answers[i].0, &answers[i].1);
         if args.output.is_some() {
-            out += &json!({ "prompt": prompt, "completion": text }).to_string();
+            let mut row = json!({ "prompt": prompt, "completion": text });
+            if args.best_of.is_some() {
+                row["reward"] = json!(reward);
+            }
+            out += &row.to_string();
         } else {
             out += prompt;
             out += text;
@@ -122,6 +158,23 @@ pub fn run(args: Args) -> Result<()> {
             _ => Ok(()),
         },
     }
+}
+
+/// The best of each `times` answers, with its reward: the first one of those that are equal, or of all
+/// where none has a reward.
+fn best(rewards: &[Option<f64>], times: usize) -> Vec<(usize, Option<f64>)> {
+    let groups = rewards.chunks(times).enumerate();
+    let better = |a: &Option<f64>, b: &Option<f64>| match (a, b) {
+        (Some(a), Some(b)) => a > b,
+        (Some(_), None) => true,
+        _ => false,
+    };
+    let of = |(group, own): (usize, &[Option<f64>])| {
+        let first = |best: usize, i: usize| if better(&own[i], &own[best]) { i } else { best };
+        let at = (0..own.len()).reduce(first).unwrap_or(0);
+        (group * times + at, own[at])
+    };
+    groups.map(of).collect()
 }
 
 fn prompts(
@@ -145,4 +198,15 @@ fn prompts(
         all.1.push(dataset.get(i)?.prompt.clone());
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::best;
+
+    #[test]
+    fn the_first_of_the_best_is_kept() {
+        let rewards = [Some(1.0), Some(3.0), Some(3.0), None, None, None, None, Some(-9.0), None];
+        assert_eq!(best(&rewards, 3), [(1, Some(3.0)), (3, None), (7, Some(-9.0))]);
+    }
 }

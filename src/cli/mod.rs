@@ -7,12 +7,18 @@ mod dpo;
 mod eval;
 mod frontier;
 mod generate;
+mod grpo;
 mod judge;
 mod kto;
+mod on_policy;
+mod online_dpo;
+mod ppo;
 mod progress;
 mod report;
 mod reward;
+mod rewards;
 mod rlaif;
+mod rloo;
 mod sample;
 mod sft;
 mod spin;
@@ -58,6 +64,14 @@ enum Command {
     Report(report::Args),
     /// Measure models: on the answers of a file, or on fresh samples.
     Eval(eval::Args),
+    /// PPO (RLHF): completions of the policy, rewarded, with a value model.
+    Ppo(ppo::Args),
+    /// RLOO: completions of the policy, each prompt's against one another.
+    Rloo(rloo::Args),
+    /// GRPO: completions of the policy, rewarded relative to those of the same prompt.
+    Grpo(grpo::Args),
+    /// Online DPO: pairs of the policy's completions, labelled by their rewards.
+    OnlineDpo(online_dpo::Args),
     /// Sample completions from a model.
     Generate(generate::Args),
 }
@@ -107,6 +121,25 @@ fn command() -> clap::Command {
                 .mut_arg("num_train_epochs", |arg| arg.default_value(epochs))
         });
     }
+    for (name, temperature, length, passes) in [
+        ("ppo", "0.7", "53", "4"),
+        ("rloo", "1", "256", "1"),
+        ("grpo", "1", "256", "1"),
+        ("online-dpo", "0.9", "64", "1"),
+    ] {
+        command = command.mut_subcommand(name, |sub| {
+            sub.args_override_self(true)
+                .mut_arg("learning_rate", |arg| {
+                    arg.help("Peak learning rate [default: 1e-5 x 4096 / the model's width]")
+                })
+                .mut_arg("max_length", |arg| arg.help("Longest prompt, in tokens"))
+                .mut_arg("gradient_accumulation_steps", |arg| arg.default_value("8"))
+                .mut_arg("num_train_epochs", |arg| arg.default_value("3"))
+                .mut_arg("temperature", |arg| arg.default_value(temperature))
+                .mut_arg("response_length", |arg| arg.default_value(length))
+                .mut_arg("num_ppo_epochs", |arg| arg.default_value(passes))
+        });
+    }
     command = command.mut_subcommand("reward", |sub| {
         // As TRL: the end of an answer is what is scored.
         sub.mut_arg("truncation_mode", |arg| arg.default_value("drop"))
@@ -151,6 +184,10 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::Reward(args) => reward::run(args, &given)?,
         Command::Report(args) => report::run(args)?,
         Command::Eval(args) => eval::run(args)?,
+        Command::Ppo(args) => ppo::run(args, &given)?,
+        Command::Rloo(args) => rloo::run(args, &given)?,
+        Command::Grpo(args) => grpo::run(args, &given)?,
+        Command::OnlineDpo(args) => online_dpo::run(args, &given)?,
         Command::Generate(args) => generate::run(args)?,
     }
     Ok(())

@@ -16,7 +16,7 @@ use crate::generate::{GenerateOptions, Sampling};
 use crate::models::{ModelFolder, ScoreInit};
 use crate::nn::{Decoder, LmHead, Weights};
 use crate::rng::Rng;
-use crate::train::{Method, Observer, Policy, TrainConfig, Trainer};
+use crate::train::{Method, Observer, Outcome, Policy, TrainConfig, Trainer};
 use crate::{DType, Device, Element, Error, Result};
 
 /// A model and its tokenizer, before the data is read.
@@ -25,10 +25,16 @@ pub struct Run<'a> {
     given: &'a Given,
     /// The settings; a command may change them before the run begins.
     pub config: TrainConfig,
-    device: Device,
-    dtype: DType,
-    folder: ModelFolder,
-    tokenizer: Arc<Tokenizer>,
+    /// Where it computes.
+    pub device: Device,
+    /// In what it computes.
+    pub dtype: DType,
+    /// The model's folder.
+    pub folder: ModelFolder,
+    /// The model's tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Tokens that the model will put behind what is read.
+    pub to_come: usize,
     progress: Progress,
     /// What is trained has a score for a head, which begins so where the model has none.
     score: Option<ScoreInit>,
@@ -42,8 +48,8 @@ impl<'a> Run<'a> {
         let folder = ModelFolder::open(&config.model)?;
         let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
         let progress = Progress::new()?;
-        let score = None;
-        Ok(Run { args, given, config, device, dtype, folder, tokenizer, progress, score })
+        let (to_come, score) = (0, None);
+        Ok(Run { args, given, config, device, dtype, folder, tokenizer, to_come, progress, score })
     }
 
     /// Puts a score in the place of the language head.
@@ -66,34 +72,41 @@ impl<'a> Run<'a> {
         if self.args.max_length > limit {
             self.progress.note(&format!("max_length is {limit}, all that the model was made for"));
         }
+        let args = self.args;
+        let train = self.open(&args.dataset_name, unpair)?;
+        let held_out =
+            args.eval_dataset.as_deref().map(|path| self.open(path, unpair)).transpose()?;
+        Ok((train, held_out))
+    }
+
+    /// The examples of a file; tells what was dropped and skipped.
+    pub fn open<T: Item>(&mut self, path: &Path, unpair: bool) -> Result<Dataset<T>> {
+        let limit = self.folder.config.max_positions;
+        let mut limits = limits(self.args, limit);
+        limits.max_length = limits.max_length.map(|most| most.saturating_sub(self.to_come));
         let options = Options {
-            limits: limits(self.args, limit),
+            limits,
             unpair,
             read: ReadOptions { skip_bad_rows: self.args.skip_bad_rows },
         };
-        let mut open = |path: &Path| -> Result<Dataset<T>> {
-            let dataset = Dataset::open(path, self.tokenizer.clone(), &options)?;
-            let path = path.display();
-            let (dropped, skipped) = (dataset.dropped(), dataset.skipped());
-            if dropped.rows > 0 {
-                self.progress.note(&format!(
-                    "{path}: dropped {} of {} examples, {}; lines {:?}{}",
-                    dropped.rows,
-                    dropped.rows + dataset.len(),
-                    T::DROPPED,
-                    dropped.lines,
-                    if dropped.rows > dropped.lines.len() { " and more" } else { "" },
-                ));
-            }
-            if skipped.rows > 0 {
-                let first = skipped.first.join("; ");
-                self.progress.note(&format!("{path}: skipped {} bad rows: {first}", skipped.rows));
-            }
-            Ok(dataset)
-        };
-        let train = open(&self.args.dataset_name)?;
-        let held_out = self.args.eval_dataset.as_deref().map(open).transpose()?;
-        Ok((train, held_out))
+        let dataset = Dataset::open(path, self.tokenizer.clone(), &options)?;
+        let path = path.display();
+        let (dropped, skipped) = (dataset.dropped(), dataset.skipped());
+        if dropped.rows > 0 {
+            self.progress.note(&format!(
+                "{path}: dropped {} of {} examples, {}; lines {:?}{}",
+                dropped.rows,
+                dropped.rows + dataset.len(),
+                T::DROPPED,
+                dropped.lines,
+                if dropped.rows > dropped.lines.len() { " and more" } else { "" },
+            ));
+        }
+        if skipped.rows > 0 {
+            let first = skipped.first.join("; ");
+            self.progress.note(&format!("{path}: skipped {} bad rows: {first}", skipped.rows));
+        }
+        Ok(dataset)
     }
 
     /// An answer of the initial model to the prompt of each pair: the same in every run with these
@@ -142,7 +155,7 @@ impl<'a> Run<'a> {
     }
 
     fn train_in<T: Element<Stat = f32>>(
-        mut self,
+        self,
         method: &dyn Method,
         evaluation: Option<&dyn Method>,
     ) -> Result<()> {
@@ -161,6 +174,18 @@ impl<'a> Run<'a> {
             checkpointing: self.config.gradient_checkpointing,
             device: self.device.clone(),
         };
+        let folder = self.folder.clone();
+        self.watch(|config, observer| {
+            let trainer = Trainer { config, folder: &folder, policy, method, evaluation, observer };
+            trainer.train_from(master)
+        })
+    }
+
+    /// Trains in the output directory, which is the run's own, watched from the terminal.
+    pub fn watch(
+        mut self,
+        train: impl FnOnce(&TrainConfig, &mut dyn Observer) -> Result<Outcome> + Send,
+    ) -> Result<()> {
         let begin = std::time::Instant::now();
         if self.args.profile {
             if self.device != Device::Cpu {
@@ -170,16 +195,9 @@ impl<'a> Run<'a> {
             }
             profile::start();
         }
-        let trainer = Trainer {
-            config: &self.config,
-            folder: &self.folder,
-            policy,
-            method,
-            evaluation,
-            observer: &mut self.progress,
-        };
+        let (config, progress) = (&self.config, &mut self.progress);
         // On the pool's own threads: each operation is spared waking another one.
-        let outcome = rayon::scope(|_| trainer.train_from(master))?;
+        let outcome = rayon::scope(|_| train(config, progress))?;
         drop(self.progress);
         if self.args.profile {
             show_profile(begin.elapsed());
@@ -189,13 +207,18 @@ impl<'a> Run<'a> {
     }
 
     /// The model to train, with the head that it is to have.
-    fn model(&self) -> Result<(Decoder, Weights<f32>)> {
+    pub fn model(&self) -> Result<(Decoder, Weights<f32>)> {
         if let Some(init) = self.score {
             let scorer = ModelFolder::open(&self.config.model)?.load_scorer(init, &self.device)?;
             return Ok((scorer.decoder, scorer.weights));
         }
         let (decoder, table) = Decoder::new(self.folder.config.clone())?;
         Ok((decoder, self.folder.load_weights(&table, &self.device)?))
+    }
+
+    /// Makes the output directory this run's own.
+    pub fn claim_output_dir(&self) -> Result<()> {
+        claim(&self.config, self.args.overwrite_output_dir, self.given)
     }
 }
 

@@ -37,3 +37,10 @@ pub fn whiten(x: &mut [f64]) {
     let scale = 1.0 / (var + 1e-8).sqrt();
     x.iter_mut().for_each(|v| *v = (*v - mean) * scale);
 }
+
+/// [`whiten`] without the shift: the mean stays where it is.
+pub fn whiten_scale(x: &mut [f64]) {
+    let mean = x.iter().sum::<f64>() / x.len().max(1) as f64;
+    whiten(x);
+    x.iter_mut().for_each(|v| *v += mean);
+}

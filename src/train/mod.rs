@@ -3,23 +3,30 @@
 mod batches;
 mod checkpoint;
 mod config;
+mod critic;
 mod device_scores;
 mod metrics;
+mod on_policy;
 mod optimizer;
+mod rollout;
 mod scores;
 mod session;
 mod step;
 mod trainer;
 
+pub mod algorithms;
 pub mod methods;
 
 pub use batches::Batches;
 pub use checkpoint::list as checkpoints;
 pub use config::{Resume, Schedule, SyncRefModel, TrainConfig, Warmup};
+pub use critic::{Critic, VALUE_FOLDER};
 pub use device_scores::DeviceScores;
 pub use methods::Method;
 pub use metrics::{Means, Record};
+pub use on_policy::OnPolicyTrainer;
 pub use optimizer::Optimizer;
+pub use rollout::{Episode, RolloutConfig, Sampler};
 pub use session::Outcome;
 pub use step::Policy;
 pub use trainer::{Observer, Trainer, evaluate};

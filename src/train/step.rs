@@ -135,6 +135,24 @@ impl<T: Element<Stat = f32>> Policy<T> {
         elementwise::add(share.view(), reference.arena_mut().view_mut())
     }
 
+    /// Log-probs of each scored token under the policy.
+    pub fn token_logps(&self, layout: &Layout) -> Result<Vec<f64>> {
+        let mut scores = Scores::default();
+        let batch = self.decoder.batch::<T>(&self.device, layout.clone())?;
+        self.score_with(&self.weights, &batch, LOGPS_ONLY, &mut scores)?;
+        Ok(scores.token_logps)
+    }
+
+    /// Log-probs of each scored token under the reference; none where there is none.
+    pub fn reference_token_logps(&self, layout: &Layout) -> Result<Vec<f64>> {
+        let mut scores = Scores::default();
+        if let Some(reference) = &self.reference {
+            let batch = self.decoder.batch::<T>(&self.device, layout.clone())?;
+            self.score_with(reference, &batch, LOGPS_ONLY, &mut scores)?;
+        }
+        Ok(scores.token_logps)
+    }
+
     fn score_reference(
         &self,
         method: &dyn Method,

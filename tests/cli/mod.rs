@@ -9,6 +9,7 @@ mod frontier;
 mod generate;
 mod losses;
 mod models;
+mod on_policy;
 mod options;
 mod reference;
 mod resume;

@@ -1,6 +1,7 @@
 //! The decoder against central differences in f64, against copies of shared prompts, against its
 //! own decoding, and against values of transformers.
 
+mod generation;
 mod golden;
 mod scores;
 

@@ -4,11 +4,13 @@ mod paired;
 mod reward;
 mod sft;
 mod unpaired;
+mod weighted;
 
 pub use paired::Paired;
 pub use reward::Reward;
 pub use sft::Sft;
 pub use unpaired::Unpaired;
+pub use weighted::Weighted;
 
 use std::ops::Range;
 
@@ -169,7 +171,8 @@ impl Scores {
     }
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
+/// The mean; 0 of nothing.
+pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (mut sum, mut count) = (0.0, 0usize);
     for value in values {
         sum += value;

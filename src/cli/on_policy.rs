@@ -1,0 +1,165 @@
+//! What the commands share that learn from the policy's own completions.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use super::args::TrainArgs;
+use super::rewards::RewardArgs;
+use super::train::Run;
+use super::yaml::Given;
+use crate::data::{Dataset, Example, Prompt};
+use crate::models::{Head, ModelFolder, ScoreInit};
+use crate::nn::LmHead;
+use crate::ops::token_logprobs::TokenLogprobsOptions;
+use crate::train::algorithms::Algorithm;
+use crate::train::methods::Sft;
+use crate::train::{Critic, OnPolicyTrainer, Policy, RolloutConfig, Sampler};
+use crate::{DType, Error, Result};
+
+/// How the policy is sampled.
+#[derive(clap::Args, Debug)]
+pub struct RolloutArgs {
+    #[command(flatten)]
+    pub reward: RewardArgs,
+    /// Tokens of a completion at most
+    #[arg(
+        long,
+        aliases = ["max-completion-length", "max-new-tokens"],
+        default_value_t = 53,
+        value_name = "N"
+    )]
+    pub response_length: usize,
+    /// Divides the logits, in sampling and in training
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    pub temperature: f64,
+    /// What ends a completion: eos, or none for completions of --response-length tokens all
+    #[arg(long, default_value = "eos", value_name = "NAME")]
+    stop_token: StopName,
+    /// The id of a token that ends a completion in the place of the model's own
+    #[arg(long, value_name = "N")]
+    stop_token_id: Option<i32>,
+    /// What a completion that did not end loses of its reward [default: nothing]
+    #[arg(long, value_name = "X")]
+    missing_eos_penalty: Option<f64>,
+    /// Completions in all; overrides --num-train-epochs [default: none]
+    #[arg(long, value_name = "N")]
+    total_episodes: Option<usize>,
+    /// Passes over each batch of completions
+    #[arg(long, alias = "num-iterations", default_value_t = 1, value_name = "N")]
+    pub num_ppo_epochs: usize,
+    /// Optimiser steps of each pass
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    num_mini_batches: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StopName {
+    Eos,
+    #[value(alias = "null")]
+    None,
+}
+
+/// What a command adds to its rollouts.
+pub struct OnPolicy<'a> {
+    /// How it learns.
+    pub algorithm: &'a dyn Algorithm,
+    /// Completions of each prompt.
+    pub num_generations: usize,
+    /// Where the value model starts, for an algorithm that has one.
+    pub value_model: Option<PathBuf>,
+    /// A file of texts and the weight of their likelihood.
+    pub pretraining: Option<(PathBuf, f64)>,
+}
+
+/// The peak learning rate of a model of this width, where none is given: that which InstructGPT had for
+/// its PPO, at a width of 4096; the narrower, the higher (Yang et al. 2022, arXiv:2203.03466).
+fn learning_rate(hidden: usize) -> f64 {
+    1e-5 * 4096.0 / hidden.max(1) as f64
+}
+
+/// Runs a command.
+pub fn run(train: &TrainArgs, args: &RolloutArgs, with: OnPolicy, given: &Given) -> Result<()> {
+    let mut run = Run::new(train, given)?;
+    if run.dtype != DType::F32 {
+        let message = format!("--dtype {} with {}: expected f32", run.dtype, given.command);
+        return Err(Error::Unsupported(message));
+    }
+    if train.learning_rate.is_none() {
+        let hidden = run.folder.config.hidden;
+        run.config.learning_rate = learning_rate(hidden);
+        let rate = run.config.learning_rate;
+        run.note(&format!("learning_rate is {rate:.3e}, for a model of width {hidden}"));
+    }
+    run.to_come = 1;
+    let (prompts, held_out) = run.datasets::<Prompt>(false)?;
+    let eos = match (args.stop_token, args.stop_token_id) {
+        (_, Some(id)) => vec![id],
+        (StopName::Eos, None) => run.tokenizer.stop_ids().to_vec(),
+        (StopName::None, None) => Vec::new(),
+    };
+    let rollout = RolloutConfig {
+        num_generations: with.num_generations,
+        response_length: args.response_length,
+        temperature: args.temperature,
+        eos,
+        missing_eos_penalty: args.missing_eos_penalty,
+        epochs: args.num_ppo_epochs,
+        mini_batches: args.num_mini_batches,
+        total_episodes: args.total_episodes,
+    };
+    rollout.validate(&run.config)?;
+    let batch_size = run.config.batch_size;
+    let pretraining = match &with.pretraining {
+        Some((path, weight)) => {
+            Some((Sft { examples: run.open::<Example>(path, false)? }, *weight))
+        }
+        None => None,
+    };
+    let mut reward = args.reward.open(&run.config.model, batch_size, &run.device)?;
+    let (decoder, weights) = run.model()?;
+    let critic = match with.algorithm.critic() {
+        Some(_) => {
+            let start = with.value_model.as_deref().or(args.reward.model());
+            let folder = match start {
+                Some(path) => ModelFolder::open(path)?,
+                None => run.folder.clone(),
+            };
+            let scorer = folder.load_scorer(ScoreInit::Zero, &run.device)?;
+            let folder = match folder.head {
+                Head::Score => folder,
+                Head::Language => folder.scoring(run.tokenizer.filler())?,
+            };
+            Some(Critic::new(folder, scorer, run.config.gradient_checkpointing)?)
+        }
+        None => None,
+    };
+    run.claim_output_dir()?;
+    let options = TokenLogprobsOptions { temperature: args.temperature, ..Default::default() };
+    let policy = Policy {
+        decoder,
+        head: LmHead { options, ..LmHead::of(&run.device) },
+        reference: with.algorithm.needs_reference().then(|| weights.try_clone()).transpose()?,
+        weights,
+        checkpointing: run.config.gradient_checkpointing,
+        device: run.device.clone(),
+    };
+    let tokenizer = run.tokenizer.clone();
+    let folder = run.folder.clone();
+    let held_out: Option<&Dataset<Prompt>> = held_out.as_ref();
+    run.watch(|config, observer| {
+        OnPolicyTrainer {
+            config,
+            folder: &folder,
+            policy,
+            sampler: Sampler { rollout: &rollout, tokenizer: &tokenizer, reward: &mut *reward },
+            prompts: &prompts,
+            evaluation: held_out,
+            algorithm: with.algorithm,
+            critic,
+            pretraining: pretraining.as_ref().map(|(method, weight)| (method, *weight)),
+            observer,
+        }
+        .train()
+    })
+}

@@ -1,0 +1,103 @@
+//! The sources of rewards by their flags.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::judge::JudgeArgs;
+use crate::demo::world;
+use crate::rewards::{
+    CommandOptions, CommandReward, FunctionReward, JudgeReward, ModelReward, Reward,
+};
+use crate::{Device, Error, Result};
+
+/// Where rewards come from: one of `--reward-model-path`, `--judge`, `--reward-command`, `--reward`.
+#[derive(clap::Args, Debug)]
+pub struct RewardArgs {
+    /// Folder of a reward model
+    #[arg(long, alias = "reward-model-name-or-path", value_name = "DIR")]
+    reward_model_path: Option<PathBuf>,
+    /// Folder of a language model that rates answers from 1 to 10; the reward is from -1 to 1
+    #[arg(long, value_name = "DIR")]
+    judge: Option<PathBuf>,
+    /// A program, run by the shell: it reads a line of {"prompt": ..., "completion": ...} for each
+    /// answer, and writes a line for each: a number, {"reward": x}, or null
+    #[arg(long, value_name = "COMMAND")]
+    reward_command: Option<String>,
+    /// Seconds that an answer of the program may take
+    #[arg(long, default_value_t = 60.0, value_name = "X")]
+    reward_timeout: f64,
+    /// A reward by name
+    #[arg(long, value_name = "NAME")]
+    reward: Option<RewardName>,
+    #[command(flatten)]
+    judging: JudgeArgs,
+}
+
+/// A reward by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum RewardName {
+    /// What a sentence of `collimate demo` is worth, from -4 to 4
+    Demo,
+    /// The tokens of the completion
+    Length,
+    /// Less the tokens of the completion
+    Brevity,
+}
+
+impl RewardArgs {
+    /// Whether there is a source at all.
+    pub fn given(&self) -> bool {
+        self.count() > 0
+    }
+
+    fn count(&self) -> usize {
+        usize::from(self.reward_model_path.is_some())
+            + usize::from(self.judge.is_some())
+            + usize::from(self.reward_command.is_some())
+            + usize::from(self.reward.is_some())
+    }
+
+    /// Opens the source, for completions of the model in `policy`; `batch_size` of them pass through a
+    /// reward model together.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where there is none or more than one, and those of the source.
+    pub fn open(
+        &self,
+        policy: &Path,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<Box<dyn Reward>> {
+        if self.count() != 1 {
+            let expected = "one of --reward-model-path, --judge, --reward-command and --reward";
+            return Err(Error::setting("reward", expected, self.count()));
+        }
+        if let Some(path) = &self.reward_model_path {
+            return Ok(Box::new(ModelReward::open(path, policy, batch_size, device)?));
+        }
+        if let Some(path) = &self.judge {
+            return Ok(Box::new(JudgeReward(self.judging.open(path, device)?)));
+        }
+        if let Some(command) = &self.reward_command {
+            let seconds = self.reward_timeout;
+            let timeout = Duration::try_from_secs_f64(seconds).ok().filter(|t| !t.is_zero());
+            let wrong =
+                || Error::setting("reward_timeout", "a positive number of seconds", seconds);
+            let timeout = timeout.ok_or_else(wrong)?;
+            let options = CommandOptions { command: command.clone(), timeout };
+            return Ok(Box::new(CommandReward::start(options)?));
+        }
+        Ok(Box::new(FunctionReward(match self.reward {
+            Some(RewardName::Length) => |answer| answer.completion_ids.len() as f64,
+            Some(RewardName::Brevity) => |answer| -(answer.completion_ids.len() as f64),
+            _ => |answer| world::reward(answer.completion),
+        })))
+    }
+
+    /// The reward model's folder, where the rewards are one's.
+    pub fn model(&self) -> Option<&Path> {
+        self.reward_model_path.as_deref()
+    }
+}

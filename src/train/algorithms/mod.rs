@@ -1,0 +1,138 @@
+//! What is learnt from completions that the policy sampled: PPO, RLOO, GRPO, online DPO.
+
+mod group;
+mod online_dpo;
+mod ppo;
+
+pub use group::{GrpoAlgorithm, RlooAlgorithm};
+pub use online_dpo::OnlineDpo;
+pub use ppo::PpoAlgorithm;
+
+use std::ops::Range;
+
+use super::methods::{Method, MicroBatch, Scores, SequenceLoss, StepTotals};
+use super::metrics::Means;
+use super::rollout::{self, Episode};
+use crate::Result;
+use crate::losses::{AdaptiveKl, PolicyOutput, Ppo};
+
+/// From rewarded episodes to a loss.
+pub trait Algorithm: Sync {
+    /// Whether a frozen copy of the initial policy scores the episodes too.
+    fn needs_reference(&self) -> bool;
+
+    /// Weight of the KL to the reference in the objective.
+    fn beta(&self) -> f64;
+
+    /// How that weight adapts.
+    fn adaptive(&self) -> Option<&AdaptiveKl> {
+        None
+    }
+
+    /// The losses of policy and value, where there is a value model.
+    fn critic(&self) -> Option<&Ppo> {
+        None
+    }
+
+    /// Completions of one prompt that must meet the loss together.
+    fn together(&self) -> usize {
+        1
+    }
+
+    /// Sets what the loss needs of the episodes, which are in the order of their groups and have their
+    /// log-probs. `kl_coef`: [`Algorithm::beta`], or what it has become.
+    fn prepare(&self, kl_coef: f64, episodes: &mut [Episode], means: &mut Means) -> Result<()>;
+
+    /// The loss of some episodes of a mini-batch, and its derivatives.
+    fn loss(&self, scored: &[Scored], step: &StepTotals) -> Result<SequenceLoss>;
+
+    /// Adds what is logged of some episodes.
+    fn metrics(&self, scored: &[Scored], means: &mut Means) -> Result<()>;
+}
+
+/// An episode with its log-probs under the policy of the moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Scored<'a> {
+    /// The episode.
+    pub episode: &'a Episode,
+    /// Log-probs of its tokens.
+    pub logps: &'a [f64],
+    /// Their sum.
+    pub logp: f64,
+}
+
+/// A method whose examples are episodes.
+pub struct Learning<'a> {
+    /// How.
+    pub algorithm: &'a dyn Algorithm,
+    /// From what.
+    pub episodes: &'a [Episode],
+}
+
+impl Learning<'_> {
+    fn scored<'s>(
+        &'s self,
+        batch: &MicroBatch,
+        sequences: Range<usize>,
+        scores: &'s Scores,
+    ) -> Vec<Scored<'s>> {
+        let one = |s: usize| Scored {
+            episode: &self.episodes[batch.examples[s]],
+            logps: &scores.token_logps[batch.layout.scored_of(s)],
+            logp: scores.logps[s],
+        };
+        sequences.map(one).collect()
+    }
+}
+
+impl Method for Learning<'_> {
+    fn examples(&self) -> usize {
+        self.episodes.len()
+    }
+
+    fn group(&self) -> usize {
+        self.algorithm.together()
+    }
+
+    fn describe(&self, example: usize) -> String {
+        format!("prompt {}", self.episodes[example].example + 1)
+    }
+
+    fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {
+        let episodes = || examples.iter().map(|&e| &self.episodes[e]);
+        Ok(MicroBatch {
+            examples: examples.to_vec(),
+            layout: rollout::layout(episodes())?,
+            mismatched: None,
+            num_tokens: episodes().map(|e| e.prompt.len() + e.completion.len()).sum(),
+        })
+    }
+
+    fn loss(
+        &self,
+        batch: &MicroBatch,
+        range: Range<usize>,
+        scores: &Scores,
+        step: &StepTotals,
+    ) -> Result<SequenceLoss> {
+        self.algorithm.loss(&self.scored(batch, range, scores), step)
+    }
+
+    fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
+        let all = 0..scores.tokens.len();
+        means.add("policy/entropy_avg", scores.token_mean(&scores.entropy, all.clone()));
+        self.algorithm.metrics(&self.scored(batch, all, scores), means)
+    }
+}
+
+/// What is logged of clipped losses: `outputs` of every token, or of every completion.
+fn clip_metrics(outputs: &[PolicyOutput], scored: &[Scored], means: &mut Means) {
+    let mean = |sum: f64, n: usize| sum / n.max(1) as f64;
+    let tokens = scored.iter().flat_map(|s| s.logps.iter().zip(&s.episode.logps));
+    let squares: Vec<f64> = tokens.map(|(new, old)| 0.5 * (new - old) * (new - old)).collect();
+    let clipped = outputs.iter().filter(|out| out.clipped).count();
+    let ratios = outputs.iter().map(|out| out.ratio).sum();
+    means.add("policy/approxkl_avg", mean(squares.iter().sum(), squares.len()));
+    means.add("policy/clipfrac_avg", mean(clipped as f64, outputs.len()));
+    means.add("val/ratio", mean(ratios, outputs.len()));
+}

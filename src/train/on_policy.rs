@@ -1,0 +1,362 @@
+use super::algorithms::{Algorithm, Learning};
+use super::checkpoint::{Part, State};
+use super::critic::Critic;
+use super::methods::{Method, MicroBatch, Scores, Sft, StepTotals, Weighted};
+use super::rollout::{self, Episode, RolloutConfig, Sampler, stream};
+use super::session::{Outcome, Session, Task};
+use super::{Batches, Means, Observer, Optimizer, Policy, TrainConfig};
+use crate::data::{Dataset, Prompt};
+use crate::models::ModelFolder;
+use crate::nn::Weights;
+use crate::ops::elementwise::fill;
+use crate::{Error, Result};
+
+/// The loop over what the policy itself samples: a step is a batch of completions, rewarded, and the
+/// passes over it. Logs, checkpoints and resuming are those of every run.
+pub struct OnPolicyTrainer<'a> {
+    /// Settings. A batch is `batch_size` times `accumulation` completions.
+    pub config: &'a TrainConfig,
+    /// Where the policy came from.
+    pub folder: &'a ModelFolder,
+    /// What is trained. Its head has the temperature of the rollouts.
+    pub policy: Policy<f32>,
+    /// What is sampled and how it is rewarded.
+    pub sampler: Sampler<'a>,
+    /// The prompts.
+    pub prompts: &'a Dataset<Prompt>,
+    /// Held-out prompts.
+    pub evaluation: Option<&'a Dataset<Prompt>>,
+    /// How it is learnt from.
+    pub algorithm: &'a dyn Algorithm,
+    /// The value model, where the algorithm has one.
+    pub critic: Option<Critic>,
+    /// Texts whose likelihood is held up beside, by this weight (PPO-ptx).
+    pub pretraining: Option<(&'a Sft, f64)>,
+    /// Who watches.
+    pub observer: &'a mut dyn Observer,
+}
+
+/// What a step draws its random numbers for.
+const SAMPLES: u64 = 0;
+const EVALUATION: u64 = 1;
+/// And from here on the order of each pass.
+const ORDER: u64 = 2;
+
+struct Run<'a> {
+    folder: &'a ModelFolder,
+    policy: Policy<f32>,
+    sampler: Sampler<'a>,
+    prompts: &'a Dataset<Prompt>,
+    evaluation: Option<&'a Dataset<Prompt>>,
+    algorithm: &'a dyn Algorithm,
+    critic: Option<Critic>,
+    pretraining: Option<Pretraining<'a>>,
+    optimizer: Optimizer<f32>,
+    grads: Weights<f32>,
+    batches: Batches,
+    passes: Passes,
+}
+
+struct Pretraining<'a> {
+    method: Weighted<'a>,
+    batches: Batches,
+}
+
+impl OnPolicyTrainer<'_> {
+    /// Trains to the end, or to an interruption, and saves the models.
+    pub fn train(self) -> Result<Outcome> {
+        let OnPolicyTrainer { config, folder, mut policy, sampler, prompts, mut critic, .. } = self;
+        let rollout = sampler.rollout;
+        rollout.validate(config)?;
+        let examples = prompts.len();
+        if examples == 0 {
+            return Err(Error::setting("dataset_name", "at least one prompt", "none"));
+        }
+        let episodes = config.batch_size * config.accumulation;
+        let batch_size = episodes / rollout.num_generations;
+        let each = TrainConfig { batch_size, accumulation: 1, ..config.clone() };
+        let batches = Batches::new(&each, examples, false);
+        let total = match (config.max_steps, rollout.total_episodes) {
+            (None, Some(total)) => total.div_ceil(episodes),
+            _ => batches.total(config),
+        };
+        let table = policy.weights.table().clone();
+        let mut optimizer = Optimizer::new(&policy.device, &table)?;
+        let mut parts = vec![Part::new(None, folder, &mut policy.weights, &mut optimizer)];
+        parts.extend(critic.as_mut().map(Critic::part));
+        let fresh = State::new(config, examples, rollout.num_generations);
+        let session = Session::start(config, self.observer, fresh, total, &mut parts)?;
+        let passes = Passes::new(config, rollout, self.algorithm.together());
+        let pretraining = self.pretraining.map(|(method, weight)| {
+            let accumulation = passes.micro_batches();
+            let each = TrainConfig { accumulation, ..config.clone() };
+            let batches = Batches::new(&each, method.examples(), false);
+            Pretraining { method: Weighted { method, weight }, batches }
+        });
+        session.run(&mut Run {
+            folder,
+            grads: Weights::zeros(&policy.device, &table)?,
+            policy,
+            sampler,
+            prompts,
+            evaluation: self.evaluation,
+            algorithm: self.algorithm,
+            critic,
+            pretraining,
+            optimizer,
+            batches,
+            passes,
+        })
+    }
+}
+
+impl Task<f32> for Run<'_> {
+    fn step(&mut self, session: &mut Session, step: usize) -> Result<()> {
+        let examples = self.batches.step(step).concat();
+        let mut means = session.state.means.clone();
+        session.state.learning_rate = session.config.rate(step, session.total);
+        match self.learn(session, step, &examples, &mut means) {
+            Ok(()) => session.state.means = means,
+            Err(Error::NonFinite(what)) => {
+                let line = |&e: &usize| self.prompts.line(e);
+                let rows: Vec<String> =
+                    examples.iter().filter_map(line).map(|line| format!("line {line}")).collect();
+                session.not_finite(&what, &rows)?;
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, session: &mut Session) -> Result<Option<Means>> {
+        let Some(prompts) = self.evaluation else { return Ok(None) };
+        let (mut all, mut means) = (Vec::new(), Means::default());
+        let examples: Vec<usize> = (0..prompts.len()).collect();
+        let size = session.config.batch_size * session.config.accumulation;
+        for (part, examples) in examples.chunks(size).enumerate() {
+            let seed = stream(session.config.seed, part, EVALUATION).next_u64();
+            let (policy, nothing) = (&self.policy, &mut Means::default());
+            let mut episodes = self.sampler.sample(policy, prompts, examples, 1, seed, nothing)?;
+            for micro in episodes.chunks_mut(session.config.batch_size) {
+                self.score(&mut micro.iter_mut().collect::<Vec<_>>())?;
+            }
+            all.extend(episodes);
+        }
+        let coefficient = session.state.kl_coef.unwrap_or_else(|| self.algorithm.beta());
+        rollout::metrics(&all, coefficient, &mut means);
+        Ok(Some(means))
+    }
+
+    fn epoch(&self, step: usize) -> f64 {
+        self.batches.epoch(step)
+    }
+
+    fn parts(&mut self) -> Vec<Part<'_, f32>> {
+        let weights = &mut self.policy.weights;
+        let mut parts = vec![Part::new(None, self.folder, weights, &mut self.optimizer)];
+        parts.extend(self.critic.as_mut().map(Critic::part));
+        parts
+    }
+}
+
+impl Run<'_> {
+    /// Samples, and learns from what was sampled.
+    fn learn(
+        &mut self,
+        session: &mut Session,
+        step: usize,
+        examples: &[usize],
+        means: &mut Means,
+    ) -> Result<()> {
+        let (config, times) = (session.config, self.sampler.rollout.num_generations);
+        let seed = stream(config.seed, step, SAMPLES).next_u64();
+        let mut episodes =
+            self.sampler.sample(&self.policy, self.prompts, examples, times, seed, means)?;
+        self.passes.keep_whole(&mut episodes);
+        session.state.episodes += (examples.len() * times) as u64;
+        let tokens = episodes.iter().map(|e| e.prompt.len() + e.completion.len());
+        session.state.num_tokens += tokens.sum::<usize>() as u64;
+        let mut first = Some(self.passes.order(&episodes, step, 0));
+        // In the very micro-batches of the first pass: so its first ratios are exactly 1.
+        for micro in first.iter().flatten().flatten() {
+            let mut chosen = pick(&mut episodes, micro);
+            self.score(&mut chosen)?;
+        }
+        let (algorithm, beta) = (self.algorithm, self.algorithm.beta());
+        let kl_coef = session.state.kl_coef.unwrap_or(beta);
+        rollout::metrics(&episodes, kl_coef, means);
+        if let Some(adaptive) = algorithm.adaptive() {
+            let n = episodes.len();
+            let kl = episodes.iter().map(Episode::kl).sum::<f64>() / n.max(1) as f64;
+            session.state.kl_coef = Some(adaptive.update(kl_coef, kl, n)?);
+            means.add("objective/kl_coef", kl_coef);
+        }
+        algorithm.prepare(kl_coef, &mut episodes, means)?;
+        let method = Learning { algorithm, episodes: &episodes };
+        for pass in 0..self.sampler.rollout.epochs {
+            let order = first.take().unwrap_or_else(|| self.passes.order(&episodes, step, pass));
+            for mini_batch in order {
+                self.update(session, &method, &mini_batch, means)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Log-probs under policy and reference, and values.
+    fn score(&self, episodes: &mut [&mut Episode]) -> Result<()> {
+        let layout = rollout::layout(episodes.iter().map(|e| &**e))?;
+        let policy = self.policy.token_logps(&layout)?;
+        let reference = match self.algorithm.needs_reference() {
+            true => self.policy.reference_token_logps(&layout)?,
+            false => Vec::new(),
+        };
+        let values = match &self.critic {
+            Some(critic) => critic.values(&layout)?,
+            None => Vec::new(),
+        };
+        for (s, episode) in episodes.iter_mut().enumerate() {
+            let own = layout.scored_of(s);
+            let part = |all: &[f64]| all.get(own.clone()).unwrap_or_default().to_vec();
+            episode.logps = part(&policy);
+            episode.reference = part(&reference);
+            episode.values = part(&values);
+        }
+        Ok(())
+    }
+
+    /// One step of the optimisers, on a mini-batch of micro-batches of episodes.
+    fn update(
+        &mut self,
+        session: &mut Session,
+        method: &Learning,
+        mini_batch: &[Vec<usize>],
+        means: &mut Means,
+    ) -> Result<()> {
+        fill(0.0, self.grads.arena_mut().view_mut())?;
+        self.critic.as_mut().map_or(Ok(()), Critic::clear)?;
+        let micros: Vec<MicroBatch> =
+            mini_batch.iter().map(|m| method.micro_batch(m)).collect::<Result<_>>()?;
+        let totals = StepTotals::of(&micros);
+        let (mut policy_loss, mut value_loss, mut clipped) = (0.0, 0.0, 0);
+        for micro in &micros {
+            let mut scores = Scores::default();
+            let grads = &mut self.grads;
+            policy_loss +=
+                self.policy.forward_backward(method, micro, &totals, &mut scores, grads)?;
+            method.metrics(micro, &scores, means)?;
+            if let (Some(critic), Some(ppo)) = (&mut self.critic, self.algorithm.critic()) {
+                let episodes: Vec<&Episode> =
+                    micro.examples.iter().map(|&e| &method.episodes[e]).collect();
+                let out = critic.learn(ppo, &micro.layout, &episodes, totals.scored_tokens)?;
+                value_loss += out.0;
+                clipped += out.1;
+            }
+        }
+        let mut loss = policy_loss;
+        means.add("loss/policy_avg", policy_loss);
+        if let Some(ppo) = self.algorithm.critic() {
+            loss += ppo.value_coefficient * value_loss;
+            means.add("loss/value_avg", value_loss);
+            means.add("val/clipfrac_avg", clipped as f64 / totals.scored_tokens.max(1) as f64);
+        }
+        if let Some(ptx) = self.pretrain(session.state.updates as usize + 1)? {
+            loss += ptx;
+            means.add("loss/ptx_avg", ptx);
+        }
+        let norm = self.optimizer.norm(&self.grads)?;
+        let value_norm = self.critic.as_ref().map(Critic::norm).transpose()?;
+        let here = norm.to_vec()?[0];
+        let values = value_norm.as_ref().map_or(Ok(0.0), |n| n.to_vec().map(|n| n[0]))?;
+        if ![loss, here, values].iter().all(|x| x.is_finite()) {
+            let what = format!("loss {loss}, gradient norm {here}, of the value model {values}");
+            return Err(Error::NonFinite(what));
+        }
+        means.add("loss", loss);
+        session.state.grad_norm = here;
+        let (config, rate) = (session.config, session.state.learning_rate);
+        self.optimizer.step(config, rate, &norm, &mut self.policy.weights, &self.grads)?;
+        if let (Some(critic), Some(norm)) = (&mut self.critic, &value_norm) {
+            critic.step(config, rate, norm)?;
+        }
+        session.state.updates += 1;
+        Ok(())
+    }
+
+    /// Adds the gradient of the pretraining texts of an update, and gives their loss.
+    fn pretrain(&mut self, update: usize) -> Result<Option<f64>> {
+        let Some(Pretraining { method, batches }) = &mut self.pretraining else { return Ok(None) };
+        let micros: Vec<MicroBatch> =
+            batches.step(update).iter().map(|e| method.micro_batch(e)).collect::<Result<_>>()?;
+        let totals = StepTotals::of(&micros);
+        // A text is no sample: its likelihood is that of the model as it is.
+        let temperature = std::mem::replace(&mut self.policy.head.options.temperature, 1.0);
+        let mut loss = Ok(0.0);
+        for micro in &micros {
+            let (policy, grads) = (&self.policy, &mut self.grads);
+            let scores = &mut Scores::default();
+            let share = policy.forward_backward(method, micro, &totals, scores, grads);
+            loss = loss.and_then(|loss| Ok(loss + share?));
+        }
+        self.policy.head.options.temperature = temperature;
+        loss.map(Some)
+    }
+}
+
+/// How episodes are cut into mini-batches of micro-batches.
+struct Passes {
+    seed: u64,
+    shuffle: bool,
+    batch_size: usize,
+    mini_batches: usize,
+    together: usize,
+    episodes: usize,
+}
+
+impl Passes {
+    fn new(config: &TrainConfig, rollout: &RolloutConfig, together: usize) -> Self {
+        Passes {
+            seed: config.seed,
+            shuffle: config.shuffle,
+            batch_size: config.batch_size,
+            mini_batches: rollout.mini_batches,
+            together,
+            episodes: config.batch_size * config.accumulation,
+        }
+    }
+
+    /// Micro-batches of a mini-batch, where the batch is whole.
+    fn micro_batches(&self) -> usize {
+        self.episodes.div_ceil(self.mini_batches).div_ceil(self.batch_size)
+    }
+
+    /// Leaves out what cannot be `together`: another completion of the prompt had no reward.
+    fn keep_whole(&self, episodes: &mut Vec<Episode>) {
+        let mut sizes = vec![0usize; episodes.last().map_or(0, |last| last.group + 1)];
+        episodes.iter().for_each(|e| sizes[e.group] += 1);
+        episodes.retain(|e| sizes[e.group].is_multiple_of(self.together));
+    }
+
+    /// The mini-batches of a pass over some episodes.
+    fn order(&self, episodes: &[Episode], step: usize, pass: usize) -> Vec<Vec<Vec<usize>>> {
+        let mut units: Vec<Vec<usize>> = Vec::new();
+        let mut start = 0;
+        for group in episodes.chunk_by(|a, b| a.group == b.group) {
+            let own: Vec<usize> = (start..start + group.len()).collect();
+            units.extend(own.chunks_exact(self.together).map(<[usize]>::to_vec));
+            start += group.len();
+        }
+        if self.shuffle {
+            stream(self.seed, step, ORDER + pass as u64).shuffle(&mut units);
+        }
+        let mini_batch = units.len().div_ceil(self.mini_batches).max(1);
+        let micro_batch = (self.batch_size / self.together).max(1);
+        let mini_batches = units.chunks(mini_batch);
+        mini_batches.map(|m| m.chunks(micro_batch).map(<[Vec<usize>]>::concat).collect()).collect()
+    }
+}
+
+/// Some of the episodes, in the order asked for.
+fn pick<'e>(episodes: &'e mut [Episode], indices: &[usize]) -> Vec<&'e mut Episode> {
+    let mut all: Vec<Option<&mut Episode>> = episodes.iter_mut().map(Some).collect();
+    indices.iter().filter_map(|&i| all[i].take()).collect()
+}
