@@ -1,6 +1,9 @@
 // attention: causal over segments with shared prefixes and grouped queries, as in FlashAttention-2 (Dao 2023,
 // arXiv:2307.08691). Forward keeps one running maximum and sum a query; backward recomputes the probabilities from the
 // saved lse, once by blocks of keys for dk and dv, once by blocks of queries for dq, so that nothing is added by atomics.
+// Which form a call takes hangs on its type, head dim and alignment alone.
+#include "attention_backward.cuh"
+#include "attention_forward.cuh"
 #include "attention_plain.cuh"
 
 namespace collimate::attention {
@@ -24,19 +27,56 @@ __global__ void __launch_bounds__(kDeltaThreads)
     }
 }
 
-inline bool is_valid(const collimate_attention_inputs &inputs, int64_t blocks) {
-    const int64_t most = 1 << 20;
-    const bool sizes = inputs.heads > 0 && inputs.heads <= most && inputs.kv_heads > 0 && inputs.head_dim > 0 &&
-                       inputs.head_dim <= most && inputs.heads % inputs.kv_heads == 0;
-    return sizes && blocks >= 0 && blocks <= kMaxGridX / plain::kHalves / inputs.heads &&
-           inputs.q_stride >= inputs.heads * inputs.head_dim && inputs.kv_stride >= inputs.kv_heads * inputs.head_dim;
-}
-
 // A list's blocks for each of `heads`, in the plain form.
 inline Grid plain_grid(int64_t blocks, int64_t heads, int64_t head_dim, int floats) {
     return {{static_cast<unsigned>(blocks * heads * plain::kHalves), static_cast<unsigned>(ceil_div(head_dim, plain::kPanel))},
             {plain::kThreads},
             floats * sizeof(float)};
+}
+
+template <class T>
+bool has_mma(const collimate_attention_inputs &inputs) {
+    return !std::is_same_v<T, float> && inputs.scale > 0 &&
+           mma::is_aligned({inputs.q, inputs.k, inputs.v}, {inputs.q_stride, inputs.kv_stride});
+}
+
+// The form on the matrix units where it has the call; false where it has not.
+template <class T>
+bool forward_mma(int &status, T *out, float *lse, const collimate_attention_inputs &inputs, const Queries *queries,
+                 int64_t blocks, int64_t out_stride, int64_t lse_stride, void *stream) {
+    if (!has_mma<T>(inputs) || !mma::is_aligned({out}, {out_stride})) return false;
+    return mma::with_head_dim(inputs.head_dim, [&](auto head_dim) {
+        constexpr int kDim = decltype(head_dim)::value;
+        if constexpr (!std::is_same_v<T, float>) {
+            const Grid grid = {{static_cast<unsigned>(blocks * inputs.heads)}, {mma::kForwardThreads}, mma::kForwardBytes<T, kDim>};
+            status = launch<mma::forward_kernel<T, kDim>>(grid, stream, out, lse, typed<T>(inputs), queries, out_stride, lse_stride);
+        }
+    });
+}
+
+template <class T>
+bool backward_mma(int &status, const Gradients<T> &gradients, const collimate_attention_inputs &inputs,
+                  const Queries *queries, const Keys *keys, const Reader *readers, int64_t query_blocks,
+                  int64_t key_blocks, void *stream) {
+    if (!has_mma<T>(inputs) ||
+        !mma::is_aligned({gradients.dq, gradients.dk, gradients.dv, gradients.dout},
+                         {gradients.dq_stride, gradients.dkv_stride, gradients.dout_stride})) {
+        return false;
+    }
+    return mma::with_head_dim(inputs.head_dim, [&](auto head_dim) {
+        constexpr int kDim = decltype(head_dim)::value;
+        if constexpr (!std::is_same_v<T, float>) {
+            const auto grid = [](int64_t blocks, int bytes) {
+                return Grid{{static_cast<unsigned>(blocks)}, {mma::kBackwardThreads}, static_cast<size_t>(bytes)};
+            };
+            const Inputs<T> from = typed<T>(inputs);
+            status = launch<mma::dkv_kernel<T, kDim>>(grid(key_blocks * inputs.kv_heads, mma::kKeysBytes<T, kDim>), stream,
+                                                      gradients, from, keys, readers);
+            if (status != COLLIMATE_OK) return;
+            status = launch<mma::dq_kernel<T, kDim>>(grid(query_blocks * inputs.heads, mma::kQueriesBytes<T, kDim>), stream,
+                                                     gradients, from, queries);
+        }
+    });
 }
 
 }  // namespace collimate::attention
@@ -52,6 +92,10 @@ extern "C" int32_t collimate_attention_forward(void *out, float *lse, const coll
     }
     return collimate::dispatch_dtype(inputs->dtype, [&](auto type) {
         using T = typename decltype(type)::Element;
+        int status = COLLIMATE_OK;
+        if (op::forward_mma(status, static_cast<T *>(out), lse, *inputs, queries, query_blocks, out_stride, lse_stride, stream)) {
+            return status;
+        }
         const collimate::Grid grid =
             op::plain_grid(query_blocks, inputs->heads, inputs->head_dim, op::plain::kForwardFloats);
         return collimate::launch<op::plain::forward_kernel<T>>(grid, stream, static_cast<T *>(out), lse, op::typed<T>(*inputs),
@@ -87,6 +131,7 @@ extern "C" int32_t collimate_attention_backward(const collimate_attention_gradie
             gradients->dout_stride, gradients->out_stride, static_cast<int>(inputs->heads), head_dim);
         if (status != COLLIMATE_OK) return status;
         const auto outputs = op::typed<T>(*gradients, delta);
+        if (op::backward_mma(status, outputs, *inputs, queries, keys, readers, query_blocks, key_blocks, stream)) return status;
         const auto from = op::typed<T>(*inputs);
         status = collimate::launch<op::plain::dkv_kernel<T>>(
             op::plain_grid(key_blocks, inputs->kv_heads, head_dim, op::plain::kBackwardFloats), stream, outputs, from, keys,

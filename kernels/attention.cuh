@@ -36,6 +36,14 @@ Inputs<T> typed(const collimate_attention_inputs &inputs) {
             inputs.scale};
 }
 
+inline bool is_valid(const collimate_attention_inputs &inputs, int64_t blocks) {
+    const int64_t most = 1 << 20, blocks_of_cuda = 2;  // for a block of the list and a head
+    const bool sizes = inputs.heads > 0 && inputs.heads <= most && inputs.kv_heads > 0 && inputs.head_dim > 0 &&
+                       inputs.head_dim <= most && inputs.heads % inputs.kv_heads == 0;
+    return sizes && blocks >= 0 && blocks <= kMaxGridX / blocks_of_cuda / inputs.heads &&
+           inputs.q_stride >= inputs.heads * inputs.head_dim && inputs.kv_stride >= inputs.kv_heads * inputs.head_dim;
+}
+
 // The outputs and what forward left, with their element type.
 template <class T>
 struct Gradients {

@@ -522,6 +522,19 @@ int32_t collimate_attention_forward(
     const collimate_attention_queries *queries,  /* [query_blocks], each row of out in one block */
     int64_t query_blocks, int64_t out_stride, int64_t lse_stride, void *stream);
 
+#define COLLIMATE_ATTENTION_DECODE_HEAD_DIM 4096
+
+/* Forward for blocks of one query each, most_keys the most that one sees: the keys of a query are spread over the device,
+ * cut at places that hang on its own keys alone. Head dims up to COLLIMATE_ATTENTION_DECODE_HEAD_DIM. */
+int64_t collimate_attention_decode_workspace(int64_t queries, int64_t heads, int64_t head_dim, int64_t most_keys);
+
+int32_t collimate_attention_decode(
+    void *out,                                   /* [rows, heads head_dim] =, stride out_stride */
+    const collimate_attention_inputs *inputs,
+    const collimate_attention_queries *queries,  /* [query_count] */
+    int64_t query_count, int64_t most_keys, int64_t out_stride,
+    void *workspace, int64_t workspace_bytes, void *stream);
+
 typedef struct {
     void *dq;         /* [rows, heads head_dim] = */
     void *dk;         /* [kv_rows, kv_heads head_dim] = */

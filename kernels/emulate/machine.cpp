@@ -87,6 +87,8 @@ struct Warp {
     unsigned generation = 0;
     alignas(16) unsigned char slots[2][kWarp * kSlotBytes];
     char tags[kTags][8];
+    unsigned product_generation = 0;
+    float products[kWarp][4];
 };
 
 struct Fiber {
@@ -396,6 +398,33 @@ const unsigned char *warp_exchange(const void *value, size_t bytes, unsigned mas
     yield(State::kAtWarp, site);
     acquire(tag);
     return slots;
+}
+
+void warp_multiply_add(Product &product, Site site) {
+    const unsigned char *slots = warp_exchange(&product, sizeof product, 0xffffffffu, site);
+    Warp &warp = *running().warp;
+    if (warp.product_generation != warp.generation) {
+        warp.product_generation = warp.generation;
+        float a[16][16], b[16][8];
+        for (int lane = 0; lane < kWarp; lane++) {
+            Product part;
+            std::memcpy(&part, slots + lane * kSlotBytes, sizeof part);
+            const int group = lane / 4, pair = lane % 4 * 2;
+            for (int i = 0; i < 8; i++) a[group + i / 2 % 2 * 8][pair + i / 4 * 8 + i % 2] = part.a[i];
+            for (int i = 0; i < 4; i++) b[pair + i / 2 * 8 + i % 2][group] = part.b[i];
+            std::memcpy(warp.products[lane], part.c, sizeof part.c);
+        }
+        for (int row = 0; row < 16; row++) {
+            float sums[8] = {};
+            for (int k = 0; k < 16; k++) {
+                for (int column = 0; column < 8; column++) sums[column] += a[row][k] * b[k][column];
+            }
+            for (int column = 0; column < 8; column++) {
+                warp.products[row % 8 * 4 + column / 2][row / 8 * 2 + column % 2] += sums[column];
+            }
+        }
+    }
+    std::memcpy(product.c, warp.products[running().thread.lane], sizeof product.c);
 }
 
 void fence() {

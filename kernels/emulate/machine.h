@@ -50,6 +50,14 @@ void block_barrier(Site site);
 // A lane that has returned leaves a slot of NaN.
 const unsigned char *warp_exchange(const void *value, size_t bytes, unsigned mask, Site site);
 
+// A lane's part of c [16, 8] += a [16, 16] b [16, 8], as mma.sync spreads it.
+struct Product {
+    float c[4], a[8], b[4];
+};
+
+// Once all lanes have come, the first to go on computes the tile for all of them.
+void warp_multiply_add(Product &product, Site site);
+
 // What __threadfence means to the thread sanitizer.
 void fence();
 

@@ -83,4 +83,72 @@ void copy_async_wait() {
     thread.copy_count = kept;
 }
 
+// Four 8 x 8 matrices of 16-bit elements from shared memory: lane l names row l % 8 of matrix l / 8, 16 bytes, and reads
+// it. Lane l gets of each matrix row l / 4, columns 2 (l % 4) and the next.
+inline void load_matrices(unsigned (&matrices)[4], const void *row, COLLIMATE_SITE) {
+    const uint4 own = *static_cast<const uint4 *>(row);
+    const unsigned char *rows = emulate::warp_exchange(&own, sizeof own, 0xffffffffu, site);
+    const int lane = emulate::current->lane;
+    for (int i = 0; i < 4; i++) {
+        std::memcpy(&matrices[i], rows + (8 * i + lane / 4) * emulate::kSlotBytes + lane % 4 * 4, 4);
+    }
+}
+
+// The same, each matrix transposed.
+inline void load_matrices_transposed(unsigned (&matrices)[4], const void *row, COLLIMATE_SITE) {
+    const uint4 own = *static_cast<const uint4 *>(row);
+    const unsigned char *rows = emulate::warp_exchange(&own, sizeof own, 0xffffffffu, site);
+    const int lane = emulate::current->lane;
+    for (int i = 0; i < 4; i++) {
+        unsigned short halves[2];
+        for (int j = 0; j < 2; j++) {
+            std::memcpy(&halves[j], rows + (8 * i + lane % 4 * 2 + j) * emulate::kSlotBytes + lane / 4 * 2, 2);
+        }
+        matrices[i] = halves[0] | unsigned(halves[1]) << 16;
+    }
+}
+
+namespace emulate {
+template <class T>
+float widen(unsigned bits);
+template <>
+inline float widen<__nv_bfloat16>(unsigned bits) {
+    return __uint_as_float(bits << 16);
+}
+template <>
+inline float widen<__half>(unsigned bits) {
+    return __half2float({static_cast<unsigned short>(bits)});
+}
+}  // namespace emulate
+
+// c [16, 8] += a [16, 16] b [16, 8], spread over the warp. Lane l holds of c rows l / 4 and l / 4 + 8, columns 2 (l % 4)
+// and the next; of a the same rows, columns 2 (l % 4), the next, and both + 8; of b the transpose of such columns of row l / 4.
+template <class T>
+void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, COLLIMATE_SITE) {
+    emulate::Product product;
+    std::memcpy(product.c, c, sizeof c);
+    for (int i = 0; i < 4; i++) {
+        for (int half = 0; half < 2; half++) product.a[2 * i + half] = emulate::widen<T>(a[i] >> (16 * half) & 0xffff);
+    }
+    for (int half = 0; half < 2; half++) {
+        product.b[half] = emulate::widen<T>(b0 >> (16 * half) & 0xffff);
+        product.b[2 + half] = emulate::widen<T>(b1 >> (16 * half) & 0xffff);
+    }
+    emulate::warp_multiply_add(product, site);
+    std::memcpy(c, product.c, sizeof c);
+}
+
+// Two floats rounded to 16 bits, `low` in the low half.
+template <class T>
+unsigned pack(float low, float high);
+
+template <>
+inline unsigned pack<__nv_bfloat16>(float low, float high) {
+    return __float2bfloat16_rn(low).bits | unsigned(__float2bfloat16_rn(high).bits) << 16;
+}
+template <>
+inline unsigned pack<__half>(float low, float high) {
+    return __float2half_rn(low).bits | unsigned(__float2half_rn(high).bits) << 16;
+}
+
 }  // namespace collimate

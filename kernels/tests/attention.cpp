@@ -179,6 +179,62 @@ void check(const std::vector<Segment> &segments, const Shape &shape, double forw
     expect(workspace.intact(), "attention wrote outside its workspace");
 }
 
+// Single queries against a cache whose prefix lies elsewhere, alone and together: the same bits.
+template <class T>
+void check_decode(const std::vector<int> &lengths, const Shape &shape) {
+    const int queries = int(lengths.size()), cache = 40 + *std::max_element(lengths.begin(), lengths.end());
+    const int d = shape.head_dim, prefix = 11;
+    Matrix<T> q(queries, shape.heads * d, shape.pad), out(queries, shape.heads * d, shape.pad);
+    Matrix<T> k(cache, shape.kv_heads * d, shape.pad), v(cache, shape.kv_heads * d, shape.pad);
+    Random random(queries + d);
+    const auto q_values = q.randomise(random), k_values = k.randomise(random), v_values = v.randomise(random);
+    const double scale = 1 / std::sqrt(double(d));
+    std::vector<Queries> list;
+    std::vector<double> want;
+    for (int i = 0; i < queries; i++) {
+        const int shared = std::min(prefix, lengths[i] - 1), own = lengths[i] - shared;
+        list.push_back({i, 1, own - 1, 30, 3, shared});
+        for (int head = 0; head < shape.heads; head++) {
+            std::vector<double> p;
+            std::vector<size_t> places;
+            double largest = -INFINITY, sum = 0;
+            for (int j = 0; j < lengths[i]; j++) {
+                const int row = j < shared ? 3 + j : 30 + j - shared;
+                places.push_back((size_t(row) * shape.kv_heads + head / (shape.heads / shape.kv_heads)) * d);
+                double logit = 0;
+                for (int c = 0; c < d; c++) logit += q_values[(size_t(i) * shape.heads + head) * d + c] * k_values[places[j] + c];
+                p.push_back(scale * logit);
+                largest = std::max(largest, p.back());
+            }
+            for (double &x : p) sum += x = std::exp(x - largest);
+            for (int c = 0; c < d; c++) {
+                double output = 0;
+                for (size_t j = 0; j < p.size(); j++) output += p[j] / sum * v_values[places[j] + c];
+                want.push_back(output);
+            }
+        }
+    }
+    const collimate_attention_inputs inputs = {q.memory.data(), k.memory.data(), v.memory.data(), q.stride, k.stride,
+                                               shape.heads, shape.kv_heads, d, float(scale), Of<T>::dtype};
+    const auto run = [&](const Queries *blocks, int count, int most_keys) {
+        Guarded<unsigned char> workspace(size_t(collimate_attention_decode_workspace(count, shape.heads, d, most_keys)));
+        const int status = collimate_attention_decode(out.memory.data(), &inputs, blocks, count, most_keys, out.stride,
+                                                      workspace.data(), int64_t(workspace.size()), nullptr);
+        expect(status == 0 && workspace.intact(), "attention decode returned %d", status);
+    };
+    std::string together, alone;
+    in_all_orders("attention decode", [&] {
+        run(list.data(), queries, cache);
+        together.clear();
+        out.memory.append_to(together);
+        return together;
+    });
+    out.compare("decode", want, std::max(std::ldexp(1.0, -Of<T>::mantissa), 4e-6));
+    for (int i = 0; i < queries; i++) run(&list[i], 1, lengths[i]);
+    out.memory.append_to(alone);
+    expect(alone == together, "attention decode hangs on the batch");
+}
+
 // Half an ulp of the output; backward also reads the rounded output.
 template <class T>
 void check(const std::vector<Segment> &segments, const Shape &shape) {
@@ -186,11 +242,24 @@ void check(const std::vector<Segment> &segments, const Shape &shape) {
     check<T>(segments, shape, std::max(ulp, 2e-6), std::max(16 * ulp, 2e-5));
 }
 
+// Rows in 16-byte packs, on the matrix units: head dims, blocks around their sizes, a prefix that ends inside a tile.
+template <class T>
+void mma_cases() {
+    const std::vector<Segment> shared = {{0, 70, 0, 0}, {70, 3, 0, 70}, {73, 66, 0, 70}};
+    check<T>(shared, {2, 1, 64, 8});
+    if (kFewCases) return;
+    check<T>({{0, 131, 0, 0}, {131, 2, 0, 131}}, {2, 2, 96, 0});
+    check<T>({{0, 129, 0, 0}, {129, 1, 0, 0}, {130, 17, 0, 129}}, {2, 1, 128, 0});
+}
+
 template <class T>
 void all_cases() {
     const std::vector<Segment> shared = {{0, 70, 0, 0}, {70, 3, 0, 70}, {73, 66, 0, 70}};
     check<T>(shared, {2, 1, 5, 1});
+    check_decode<T>({1, 300}, {2, 1, 5, 1});
     if (kFewCases) return;
+    check_decode<T>({255, 256, 257, 12}, {5, 1, 64, 8});
+    check_decode<T>({20, 513}, {2, 2, 300, 0});
     check<T>({{0, 63, 0, 0}, {63, 64, 0, 0}, {127, 65, 0, 0}}, {2, 2, 8, 0});
     check<T>({{0, 131, 0, 0}, {131, 2, 0, 131}}, {1, 1, 34, 0});
     check<T>({{0, 3, 0, 0}, {3, 1, 0, 3}}, {1, 1, 130, 3});
@@ -202,6 +271,8 @@ void attention() {
     all_cases<float>();
     all_cases<__nv_bfloat16>();
     all_cases<__half>();
+    mma_cases<__nv_bfloat16>();
+    mma_cases<__half>();
 }
 
 }  // namespace test

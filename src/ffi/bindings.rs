@@ -4,6 +4,7 @@ pub const COLLIMATE_IGNORE: i32 = -100;
 pub const COLLIMATE_PREFERENCE_TERMS: u32 = 8;
 pub const COLLIMATE_RMSNORM_WIDTH: u32 = 32768;
 pub const COLLIMATE_ATTENTION_BLOCK: u32 = 128;
+pub const COLLIMATE_ATTENTION_DECODE_HEAD_DIM: u32 = 4096;
 pub const COLLIMATE_F32: collimate_dtype = 0;
 pub const COLLIMATE_BF16: collimate_dtype = 1;
 pub const COLLIMATE_F16: collimate_dtype = 2;
@@ -887,6 +888,27 @@ unsafe extern "C" {
         query_blocks: i64,
         out_stride: i64,
         lse_stride: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_attention_decode_workspace(
+        queries: i64,
+        heads: i64,
+        head_dim: i64,
+        most_keys: i64,
+    ) -> i64;
+}
+unsafe extern "C" {
+    pub fn collimate_attention_decode(
+        out: *mut ::core::ffi::c_void,
+        inputs: *const collimate_attention_inputs,
+        queries: *const collimate_attention_queries,
+        query_count: i64,
+        most_keys: i64,
+        out_stride: i64,
+        workspace: *mut ::core::ffi::c_void,
+        workspace_bytes: i64,
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }

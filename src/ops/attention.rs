@@ -202,7 +202,7 @@ pub fn decode<T: Element>(
     out.expect(OP, "out", q.rows(), q_cols)?;
     plan::check(OP, segments, q.rows(), k.rows())?;
     if let Some(cuda) = q.cuda() {
-        return device::forward(OP, cuda, [q, k, v], segments, heads, out, None);
+        return device::decode(OP, cuda, [q, k, v], segments, heads, out);
     }
     let inputs =
         pack::Inputs { q: q.host(OP)?, k: k.host(OP)?, v: v.host(OP)?, segments, heads: *heads };

@@ -36,17 +36,27 @@ impl List {
 }
 
 /// Blocks of queries, those with the most keys first.
-pub struct Queries(List);
+pub struct Queries {
+    blocks: List,
+    most_keys: i64,
+}
 
 impl Queries {
     /// The blocks of segments that were checked.
     pub fn new(cuda: &Cuda, segments: &[Segment]) -> Result<Self> {
-        Ok(Queries(List::new(cuda, &query_blocks(segments))?))
+        let blocks = query_blocks(segments);
+        let most_keys = blocks.first().map_or(0, keys_of);
+        Ok(Queries { blocks: List::new(cuda, &blocks)?, most_keys })
     }
 
     /// Number of blocks.
     pub fn len(&self) -> i64 {
-        self.0.len()
+        self.blocks.len()
+    }
+
+    /// The most keys that a query sees.
+    pub fn most_keys(&self) -> i64 {
+        self.most_keys
     }
 
     pub fn pointer(
@@ -54,7 +64,7 @@ impl Queries {
         op: &'static str,
         cuda: &Cuda,
     ) -> Result<*const ffi::collimate_attention_queries> {
-        self.0.pointer(op, cuda)
+        self.blocks.pointer(op, cuda)
     }
 }
 
@@ -96,10 +106,13 @@ fn query_blocks(segments: &[Segment]) -> Vec<[i32; 6]> {
             blocks.push([row, count, first, s.kv_start, s.prefix_start, s.prefix_len]);
         }
     }
-    blocks.sort_by_key(|&[_, count, first, .., prefix]| {
-        Reverse(i64::from(prefix) + i64::from(first) + i64::from(count))
-    });
+    blocks.sort_by_key(|block| Reverse(keys_of(block)));
     blocks
+}
+
+/// Keys that the last query of a block sees.
+fn keys_of(&[_, count, first, _, _, prefix_len]: &[i32; 6]) -> i64 {
+    i64::from(prefix_len) + i64::from(first) + i64::from(count)
 }
 
 /// The fields of `collimate_attention_keys` and `collimate_attention_reader`. Every query that reads

@@ -18,7 +18,7 @@ pub struct Saved<'a, T: Element> {
     pub lse: View<'a, T::Stat>,
 }
 
-/// See [`super::forward`] and [`super::decode`], which checked the shapes and the segments.
+/// See [`super::forward`], which checked the shapes and the segments.
 pub fn forward<T: Element>(
     op: &'static str,
     cuda: &Cuda,
@@ -48,6 +48,55 @@ pub fn forward<T: Element>(
                 queries.len(),
                 out.stride() as i64,
                 lse_stride,
+                cuda.stream(),
+            )
+        )
+    }
+}
+
+/// See [`super::decode`], which checked the shapes and the segments. Segments of one query spread
+/// their keys over the device, longer ones go as in training.
+pub fn decode<T: Element>(
+    op: &'static str,
+    cuda: &Cuda,
+    qkv: [View<'_, T>; 3],
+    segments: &[Segment],
+    heads: &Heads,
+    mut out: ViewMut<'_, T>,
+) -> Result<()> {
+    let spreads = |s: &Segment| {
+        s.q_len == 1 && heads.head_dim <= ffi::COLLIMATE_ATTENTION_DECODE_HEAD_DIM as usize
+    };
+    let (single, runs): (Vec<_>, Vec<_>) = segments.iter().copied().partition(spreads);
+    if !runs.is_empty() {
+        forward(op, cuda, qkv, &runs, heads, out.reborrow(), None)?;
+    }
+    if single.is_empty() {
+        return Ok(());
+    }
+    let inputs = inputs(op, cuda, qkv, heads)?;
+    let queries = Queries::new(cuda, &single)?;
+    let queries_at = queries.pointer(op, cuda)?;
+    let (count, most_keys) = (queries.len(), queries.most_keys());
+    let workspace = workspace!(
+        cuda,
+        collimate_attention_decode_workspace(count, inputs.heads, inputs.head_dim, most_keys)
+    )?;
+    let out_at: *mut c_void = out.on(op, cuda)?.cast();
+    // SAFETY: as in `forward`; each block has one query.
+    unsafe {
+        launch!(
+            op,
+            cuda,
+            collimate_attention_decode(
+                out_at,
+                &inputs,
+                queries_at,
+                count,
+                most_keys,
+                out.stride() as i64,
+                workspace.pointer(),
+                workspace.bytes(),
                 cuda.stream(),
             )
         )

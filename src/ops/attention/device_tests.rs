@@ -124,6 +124,21 @@ test_devices! {
         }
     }
 
+    /// The head dims of the matrix units, whose rows start at 16 bytes.
+    fn matrix_units_agree_with_the_definition(device) {
+        let sixteen_bits = |case: Case| {
+            case.check::<f16>(device, 6e-4, 2e-2);
+            case.check::<bf16>(device, 4e-3, 1.5e-1);
+        };
+        sixteen_bits(Case::new(lengths(), (1, 1, 64)));
+        sixteen_bits(Case { beside: [8, 16], ..Case::new(shared(), (2, 1, 64)) });
+        sixteen_bits(Case { beside: [1, 0], ..Case::new(segments(&[(9, (0, 0))]), (2, 1, 64)) });
+        for head_dim in [96, 128] {
+            let some = segments(&[(BLOCK + 3, (0, 0)), (TILE, (0, 37))]);
+            sixteen_bits(Case::new(some, (2, 1, head_dim)));
+        }
+    }
+
     fn nothing_to_attend_to_is_no_error(device) {
         Case::new(segments(&[]), (2, 1, 8)).check_types(device);
         Case::new(segments(&[(0, (0, 0))]), (2, 1, 8)).check_types(device);
@@ -145,12 +160,15 @@ test_devices! {
     fn the_batch_around_a_sequence_does_not_matter(device) {
         for (prompt, completion) in [(1, 1), (30, BLOCK), (TILE, 3)] {
             around_a_sequence::<f32>(device, (4, 2, 8), prompt, completion);
+            around_a_sequence::<bf16>(device, (2, 1, 64), prompt, completion);
         }
     }
 
     /// Rows of a cache: single queries, and runs of them.
     fn decoding_agrees_with_training(device) {
         decode_against_a_cache::<f32>(device, (4, 2, 8), 4e-6);
+        decode_against_a_cache::<f16>(device, (7, 1, 5), 1e-3);
+        decode_against_a_cache::<bf16>(device, (2, 1, 64), 8e-3);
     }
 }
 
