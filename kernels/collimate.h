@@ -557,6 +557,88 @@ int32_t collimate_attention_backward(
     int64_t rows, int64_t query_blocks, int64_t key_blocks,
     void *workspace, int64_t workspace_bytes, void *stream);
 
+/* ------------------------------------------------------------------------------------------------------------------
+ * sample: the token after each row of logits, the same for the same seed, sequence and draw.
+ *
+ * Filters apply in this order: temperature, top-k, top-p, min-p; ties go to the lower id. A filtered draw runs through
+ * the tokens from the likeliest on, another in the order of the vocabulary. Probabilities are whole multiples of 2^-45
+ * of the likeliest token's. A row with NaN or +inf, or of nothing but -inf, gets -1 and sets the error word.
+ */
+
+typedef struct {
+    double temperature; /* divides the logits; 0: the largest logit */
+    double top_p;       /* the likeliest tokens that reach this share together; 1: all */
+    double min_p;       /* tokens at least this share as likely as the likeliest; 0: all */
+    int64_t top_k;      /* that many of the likeliest tokens; 0: all */
+    uint64_t seed;
+} collimate_sampling;
+
+int32_t collimate_sample(
+    int32_t *tokens,          /* [rows] = */
+    const void *logits,       /* [rows, vocab], stride row_stride; vocab is at most 2^19 */
+    const int64_t *sequences, /* [rows] */
+    const int64_t *draws,     /* [rows] how many numbers the sequence has drawn before */
+    const collimate_sampling *sampling,
+    int64_t rows, int64_t vocab, int64_t row_stride, int32_t dtype, int32_t *error, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * gae: generalised advantage estimation: delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lambda A_{t+1}, the
+ * value after the last token being 0; the return is A_t + V_t. In float64, rounded once.
+ */
+
+int32_t collimate_gae(
+    float *advantages,        /* [tokens] =; tokens of no sequence are left alone */
+    float *returns,           /* [tokens] =, likewise */
+    const float *rewards,     /* [tokens] */
+    const float *values,      /* [tokens] */
+    const int32_t *cu_tokens, /* [sequences + 1]; sequence s is tokens cu_tokens[s] .. cu_tokens[s + 1] */
+    int64_t sequences, double gamma, double lambda, void *stream);
+
+/* (x - mean) / sqrt(variance + 1e-8), over all values. */
+int32_t collimate_whiten(
+    float *x, /* [count] = */
+    int64_t count, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * ppo_loss: the clipped losses of policy and value on every token, and their gradients.
+ *
+ * policy: max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), rho = exp(clamp(logp - old_logp, -20, 20));
+ * value: max((V - R)^2, (clip(V, V_old +- value_clip) - R)^2) / 2.
+ */
+
+typedef struct {
+    float clip;
+    float value_clip;
+    float value_coefficient; /* of the value's loss in the gradient */
+    double normaliser;       /* tokens of the whole step, > 0 */
+} collimate_ppo_config;
+
+typedef struct {
+    const float *logps;      /* [tokens] */
+    const float *old_logps;  /* [tokens] of the rollout */
+    const float *advantages; /* [tokens] A */
+    const float *values;     /* [tokens] V */
+    const float *old_values; /* [tokens] of the rollout */
+    const float *returns;    /* [tokens] R */
+    float *dlogps;           /* [tokens] =  d policy loss / d logp / normaliser */
+    float *dvalues;          /* [tokens] =  value_coefficient d value loss / d V / normaliser */
+    double *metrics;         /* [COLLIMATE_PPO_METRICS] +=  may be NULL */
+    int64_t tokens;
+} collimate_ppo_batch;
+
+/* Sums over the tokens of the call. */
+enum collimate_ppo_metric {
+    COLLIMATE_PPO_POLICY_LOSS = 0,
+    COLLIMATE_PPO_VALUE_LOSS = 1, /* without the coefficient */
+    COLLIMATE_PPO_RATIO = 2,
+    COLLIMATE_PPO_POLICY_CLIPPED = 3,
+    COLLIMATE_PPO_VALUE_CLIPPED = 4,
+    COLLIMATE_PPO_TOKENS = 5,
+    COLLIMATE_PPO_METRICS = 6
+};
+
+int32_t collimate_ppo_loss(const collimate_ppo_batch *batch, const collimate_ppo_config *config, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

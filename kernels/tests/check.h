@@ -159,6 +159,8 @@ void rmsnorm();
 void rope();
 void swiglu();
 void adamw();
+void sampling();
+void ppo_loss();
 void planted_right_forms();
 void planted_reports();
 // Runs the wrong kernel of that name; 0 if nothing was seen.

@@ -983,3 +983,142 @@ unsafe extern "C" {
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct collimate_sampling {
+    pub temperature: f64,
+    pub top_p: f64,
+    pub min_p: f64,
+    pub top_k: i64,
+    pub seed: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_sampling"][::core::mem::size_of::<collimate_sampling>() - 40usize];
+    ["Alignment of collimate_sampling"][::core::mem::align_of::<collimate_sampling>() - 8usize];
+    ["Offset of field: collimate_sampling::temperature"]
+        [::core::mem::offset_of!(collimate_sampling, temperature) - 0usize];
+    ["Offset of field: collimate_sampling::top_p"]
+        [::core::mem::offset_of!(collimate_sampling, top_p) - 8usize];
+    ["Offset of field: collimate_sampling::min_p"]
+        [::core::mem::offset_of!(collimate_sampling, min_p) - 16usize];
+    ["Offset of field: collimate_sampling::top_k"]
+        [::core::mem::offset_of!(collimate_sampling, top_k) - 24usize];
+    ["Offset of field: collimate_sampling::seed"]
+        [::core::mem::offset_of!(collimate_sampling, seed) - 32usize];
+};
+unsafe extern "C" {
+    pub fn collimate_sample(
+        tokens: *mut i32,
+        logits: *const ::core::ffi::c_void,
+        sequences: *const i64,
+        draws: *const i64,
+        sampling: *const collimate_sampling,
+        rows: i64,
+        vocab: i64,
+        row_stride: i64,
+        dtype: i32,
+        error: *mut i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_gae(
+        advantages: *mut f32,
+        returns: *mut f32,
+        rewards: *const f32,
+        values: *const f32,
+        cu_tokens: *const i32,
+        sequences: i64,
+        gamma: f64,
+        lambda: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn collimate_whiten(x: *mut f32, count: i64, stream: *mut ::core::ffi::c_void) -> i32;
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct collimate_ppo_config {
+    pub clip: f32,
+    pub value_clip: f32,
+    pub value_coefficient: f32,
+    pub normaliser: f64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_ppo_config"][::core::mem::size_of::<collimate_ppo_config>() - 24usize];
+    ["Alignment of collimate_ppo_config"][::core::mem::align_of::<collimate_ppo_config>() - 8usize];
+    ["Offset of field: collimate_ppo_config::clip"]
+        [::core::mem::offset_of!(collimate_ppo_config, clip) - 0usize];
+    ["Offset of field: collimate_ppo_config::value_clip"]
+        [::core::mem::offset_of!(collimate_ppo_config, value_clip) - 4usize];
+    ["Offset of field: collimate_ppo_config::value_coefficient"]
+        [::core::mem::offset_of!(collimate_ppo_config, value_coefficient) - 8usize];
+    ["Offset of field: collimate_ppo_config::normaliser"]
+        [::core::mem::offset_of!(collimate_ppo_config, normaliser) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct collimate_ppo_batch {
+    pub logps: *const f32,
+    pub old_logps: *const f32,
+    pub advantages: *const f32,
+    pub values: *const f32,
+    pub old_values: *const f32,
+    pub returns: *const f32,
+    pub dlogps: *mut f32,
+    pub dvalues: *mut f32,
+    pub metrics: *mut f64,
+    pub tokens: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of collimate_ppo_batch"][::core::mem::size_of::<collimate_ppo_batch>() - 80usize];
+    ["Alignment of collimate_ppo_batch"][::core::mem::align_of::<collimate_ppo_batch>() - 8usize];
+    ["Offset of field: collimate_ppo_batch::logps"]
+        [::core::mem::offset_of!(collimate_ppo_batch, logps) - 0usize];
+    ["Offset of field: collimate_ppo_batch::old_logps"]
+        [::core::mem::offset_of!(collimate_ppo_batch, old_logps) - 8usize];
+    ["Offset of field: collimate_ppo_batch::advantages"]
+        [::core::mem::offset_of!(collimate_ppo_batch, advantages) - 16usize];
+    ["Offset of field: collimate_ppo_batch::values"]
+        [::core::mem::offset_of!(collimate_ppo_batch, values) - 24usize];
+    ["Offset of field: collimate_ppo_batch::old_values"]
+        [::core::mem::offset_of!(collimate_ppo_batch, old_values) - 32usize];
+    ["Offset of field: collimate_ppo_batch::returns"]
+        [::core::mem::offset_of!(collimate_ppo_batch, returns) - 40usize];
+    ["Offset of field: collimate_ppo_batch::dlogps"]
+        [::core::mem::offset_of!(collimate_ppo_batch, dlogps) - 48usize];
+    ["Offset of field: collimate_ppo_batch::dvalues"]
+        [::core::mem::offset_of!(collimate_ppo_batch, dvalues) - 56usize];
+    ["Offset of field: collimate_ppo_batch::metrics"]
+        [::core::mem::offset_of!(collimate_ppo_batch, metrics) - 64usize];
+    ["Offset of field: collimate_ppo_batch::tokens"]
+        [::core::mem::offset_of!(collimate_ppo_batch, tokens) - 72usize];
+};
+impl Default for collimate_ppo_batch {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+pub const COLLIMATE_PPO_POLICY_LOSS: collimate_ppo_metric = 0;
+pub const COLLIMATE_PPO_VALUE_LOSS: collimate_ppo_metric = 1;
+pub const COLLIMATE_PPO_RATIO: collimate_ppo_metric = 2;
+pub const COLLIMATE_PPO_POLICY_CLIPPED: collimate_ppo_metric = 3;
+pub const COLLIMATE_PPO_VALUE_CLIPPED: collimate_ppo_metric = 4;
+pub const COLLIMATE_PPO_TOKENS: collimate_ppo_metric = 5;
+pub const COLLIMATE_PPO_METRICS: collimate_ppo_metric = 6;
+pub type collimate_ppo_metric = ::core::ffi::c_uint;
+unsafe extern "C" {
+    pub fn collimate_ppo_loss(
+        batch: *const collimate_ppo_batch,
+        config: *const collimate_ppo_config,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}

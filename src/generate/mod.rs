@@ -1,12 +1,11 @@
 //! Sampling from a decoder with a key-value cache.
 
-mod sampler;
-
-pub use sampler::Sampling;
+pub use crate::ops::sampling::Sampling;
 
 use rayon::prelude::*;
 
 use crate::nn::{Decoder, KvCache, LmHead, Segment, Weights};
+use crate::ops::sampling::Draw;
 use crate::{Device, Element, Error, Result};
 
 /// What to generate and how far.
@@ -103,12 +102,17 @@ fn generate_together<T: Element>(
     loop {
         let hidden = decoder.decode(weights, &tokens, &positions, &segments, &mut cache)?;
         let logits = LmHead::logits_of(decoder, weights, &hidden, &last_rows)?;
-        let logits = logits.to_vec()?;
-        for (sequence, logits) in running.iter_mut().zip(logits.chunks(decoder.config().vocab)) {
-            let completion = &mut completions[sequence.slot];
-            let draw = completion.len() as u64;
-            sequence.token = options.sampling.next(logits, sequence.number as u64, draw)?;
-            completion.push(sequence.token);
+        let draws: Vec<Draw> = running
+            .iter()
+            .map(|sequence| Draw {
+                sequence: sequence.number as u64,
+                number: completions[sequence.slot].len() as u64,
+            })
+            .collect();
+        let drawn = options.sampling.rows(logits.view(), &draws)?.to_vec()?;
+        for (sequence, token) in running.iter_mut().zip(drawn) {
+            sequence.token = token;
+            completions[sequence.slot].push(token);
         }
         running.retain(|sequence| {
             !options.eos.contains(&sequence.token)

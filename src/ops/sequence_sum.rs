@@ -32,7 +32,7 @@ pub fn forward<S: Real>(
     let _scope = profile::scope("sequence_sum", 0, logps.rows() * size_of::<S>());
     let n = logps.rows();
     logps.expect(OP, "logps", n, 1)?;
-    let offsets = offsets(cu, n)?;
+    let offsets = offsets(OP, cu, n)?;
     if let Some(cuda) = logps.cuda() {
         return launch_forward(cuda, logps, cu, offsets.len() - 1, weights);
     }
@@ -68,7 +68,7 @@ pub fn backward<S: Real>(
     let _scope = profile::scope("sequence_sum backward", 0, dlogps.rows() * size_of::<S>());
     let n = dlogps.rows();
     dlogps.expect(OP, "dlogps", n, 1)?;
-    let offsets = offsets(cu, n)?;
+    let offsets = offsets(OP, cu, n)?;
     dsums.expect(OP, "dsums", offsets.len() - 1, 1)?;
     if let Some(cuda) = dlogps.cuda() {
         let (first, last) = (offsets[0], offsets[offsets.len() - 1]);
@@ -179,10 +179,11 @@ fn weights_of<S: Real>(
         .transpose()
 }
 
-fn offsets(cu: View<'_, i32>, n: usize) -> Result<Vec<usize>> {
-    cu.expect(OP, "cu", cu.rows().max(1), 1)?;
+/// The offsets as places within `n` rows, where they rise.
+pub(super) fn offsets(op: &'static str, cu: View<'_, i32>, n: usize) -> Result<Vec<usize>> {
+    cu.expect(op, "cu", cu.rows().max(1), 1)?;
     let rows = cu.known().ok_or_else(|| {
-        Error::shape(OP, "offsets that were uploaded from the host", "offsets made on the device")
+        Error::shape(op, "offsets that were uploaded from the host", "offsets made on the device")
     })?;
     let mut last = 0;
     (0..rows.rows)
@@ -194,7 +195,7 @@ fn offsets(cu: View<'_, i32>, n: usize) -> Result<Vec<usize>> {
                     Ok(offset)
                 }
                 _ => Err(Error::shape(
-                    OP,
+                    op,
                     format!("offsets that rise from 0 to at most {n}"),
                     format!("cu[{s}] = {offset} after {last}"),
                 )),

@@ -1,6 +1,28 @@
+//! The next token from logits.
+//!
+//! On a GPU probabilities are counted in whole shares of 2^-45 of the likeliest token's: a token
+//! less likely than that is never drawn, and a draw differs from the CPU's only where it falls on
+//! the rounding of a sum.
+
+#[cfg(test)]
+mod tests;
+
+use crate::device::Cuda;
 use crate::device::simd::{Isa, Kernel, dispatch, exp};
+use crate::ffi::{self, launch};
 use crate::rng::Rng;
-use crate::{Element, Error, Real, Result};
+use crate::{Element, Error, Real, Result, Tensor, View};
+
+const OP: &str = "sampling";
+
+/// Which of its random numbers a sequence uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// The sequence's number.
+    pub sequence: u64,
+    /// How many it has drawn before.
+    pub number: u64,
+}
 
 /// How the next token is drawn. Filters apply in Hugging Face's order: temperature, top-k, top-p,
 /// min-p; each sees the probabilities that the one before it left, renormalised.
@@ -34,6 +56,24 @@ impl Sampling {
         check("temperature", t, "a number >= 0", t.is_finite() && t >= 0.0)?;
         check("top_p", p, "0 < p <= 1", p > 0.0 && p <= 1.0)?;
         check("min_p", m, "0 <= p <= 1", (0.0..=1.0).contains(&m))
+    }
+
+    /// The token after each row of `logits` `[N, V]`, `[N, 1]`, by the draw of each.
+    ///
+    /// # Errors
+    /// [`Error::Shape`]; [`Error::NonFinite`] for a row with NaN or +inf, or with nothing but -inf.
+    /// On a GPU such a row's token is -1, and the error an [`Error::Kernel`] of the next
+    /// synchronisation.
+    pub fn rows<T: Element>(&self, logits: View<T>, draws: &[Draw]) -> Result<Tensor<i32>> {
+        logits.expect(OP, "logits", draws.len(), logits.cols())?;
+        if let Some(cuda) = logits.cuda() {
+            return launch_rows(cuda, self, logits, draws);
+        }
+        let logits = logits.host(OP)?;
+        let tokens = draws.iter().enumerate();
+        let tokens =
+            tokens.map(|(row, draw)| self.next(logits.row(row), draw.sequence, draw.number));
+        Tensor::from_vec(tokens.collect::<Result<_>>()?, draws.len(), 1)
     }
 
     /// The token after `logits`, as draw number `draw` of sequence `sequence`. Ties go to the
@@ -82,6 +122,52 @@ impl Sampling {
     }
 }
 
+fn launch_rows<T: Element>(
+    cuda: &Cuda,
+    sampling: &Sampling,
+    logits: View<T>,
+    draws: &[Draw],
+) -> Result<Tensor<i32>> {
+    let dtype = ffi::dtype::<T>(OP)?;
+    let upload = |word: fn(&Draw) -> u64| {
+        let words: Vec<u64> = draws.iter().map(word).collect();
+        Tensor::<i32>::column(&cuda.device(), bytemuck::cast_slice(&words))
+    };
+    let (sequences, numbers) = (upload(|draw| draw.sequence)?, upload(|draw| draw.number)?);
+    let sequences_at = sequences.view().on(OP, cuda)?.cast();
+    let numbers_at = numbers.view().on(OP, cuda)?.cast();
+    let mut tokens = Tensor::unset(cuda, draws.len(), 1)?;
+    let (to, from) = (tokens.view_mut().on(OP, cuda)?, logits.on(OP, cuda)?.cast());
+    let settings = ffi::collimate_sampling {
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        top_k: i64::try_from(sampling.top_k).unwrap_or(i64::MAX),
+        seed: sampling.seed,
+    };
+    // SAFETY: the sizes are those of the view and of the new tensors, all on this device.
+    unsafe {
+        launch!(
+            OP,
+            cuda,
+            collimate_sample(
+                to,
+                from,
+                sequences_at,
+                numbers_at,
+                &settings,
+                logits.rows() as i64,
+                logits.cols() as i64,
+                logits.stride() as i64,
+                dtype,
+                cuda.error_word(),
+                cuda.stream(),
+            )
+        )
+    }?;
+    Ok(tokens)
+}
+
 /// The token in whose share of the odds `rest` falls.
 fn pick(odds: impl Iterator<Item = (usize, f64)>, mut rest: f64) -> Option<i32> {
     let mut last = None;
@@ -118,62 +204,5 @@ impl<T: Element> Kernel for Odds<'_, T> {
             *odds = exp::<I, _>((logit.to_stat() - top) * scale);
         }
         (top, odds)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LOGITS: [f32; 4] = [0.0, 2.0, 1.0, f32::NEG_INFINITY];
-
-    fn support(sampling: &Sampling) -> Vec<i32> {
-        let mut seen: Vec<i32> =
-            (0..2000).map(|draw| sampling.next(&LOGITS, 3, draw).unwrap()).collect();
-        seen.sort_unstable();
-        seen.dedup();
-        seen
-    }
-
-    fn warm() -> Sampling {
-        Sampling { temperature: 1.0, ..Sampling::greedy() }
-    }
-
-    #[test]
-    fn filters_keep_what_they_say() {
-        assert_eq!(support(&Sampling::greedy()), [1]);
-        assert_eq!(support(&warm()), [0, 1, 2]);
-        assert_eq!(support(&Sampling { top_k: 2, ..warm() }), [1, 2]);
-        // Probabilities .665 .245 .090.
-        assert_eq!(support(&Sampling { top_p: 0.66, ..warm() }), [1]);
-        assert_eq!(support(&Sampling { top_p: 0.67, ..warm() }), [1, 2]);
-        assert_eq!(support(&Sampling { min_p: 0.3, ..warm() }), [1, 2]);
-        assert_eq!(support(&Sampling { min_p: 0.3, top_p: 0.95, ..warm() }), [1, 2]);
-    }
-
-    #[test]
-    fn draws_follow_the_probabilities() {
-        let sampling = Sampling { temperature: 2.0, ..warm() };
-        let draws = 20_000;
-        let ones = (0..draws).filter(|&d| sampling.next(&LOGITS, 0, d).unwrap() == 1).count();
-        let expected = 1.0 / (1.0 + (-0.5f64).exp() + (-1.0f64).exp());
-        let sigma = (expected * (1.0 - expected) / draws as f64).sqrt();
-        assert!((ones as f64 / draws as f64 - expected).abs() < 4.0 * sigma);
-    }
-
-    #[test]
-    fn a_draw_is_fixed_by_seed_sequence_and_position() {
-        let sampling = Sampling { seed: 9, ..warm() };
-        let draw = |s, d| sampling.next(&LOGITS, s, d).unwrap();
-        let once: Vec<i32> = (0..64).map(|d| draw(1, d)).collect();
-        let again: Vec<i32> = (0..64).map(|d| draw(1, d)).collect();
-        assert_eq!(once, again);
-        assert_ne!(once, (0..64).map(|d| draw(2, d)).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn nan_is_an_error() {
-        assert!(warm().next(&[f32::NAN, 0.0], 0, 0).is_err());
-        assert!(Sampling { top_p: f64::NAN, ..warm() }.validate().is_err());
     }
 }
