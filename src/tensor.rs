@@ -11,7 +11,7 @@ pub use rows::{Rows, RowsMut};
 use view::{Data, DataMut};
 pub use view::{View, ViewMut};
 
-use crate::device::{Buffer, Cuda, Device, Fill, memory::Block};
+use crate::device::{Buffer, Cuda, Device, Fill, memory::Block, pool::Values};
 use crate::{Error, Plain, Result};
 
 /// A row-major matrix that owns its memory. A vector of N values is `[N, 1]`.
@@ -23,8 +23,8 @@ pub struct Tensor<T: Plain> {
 }
 
 #[derive(Debug)]
-enum Memory<T> {
-    Host(Vec<T>),
+enum Memory<T: Plain> {
+    Host(Values<T>),
     Device {
         buffer: Buffer,
         /// The same values on the host: kept for ids and offsets that were uploaded, so that an op
@@ -38,7 +38,7 @@ impl<T: Plain> Tensor<T> {
     pub fn zeros(device: &Device, rows: usize, cols: usize) -> Result<Self> {
         let elements = elements(rows, cols)?;
         match device {
-            Device::Cpu => Self::from_vec(vec![T::default(); elements], rows, cols),
+            Device::Cpu => Ok(Tensor { memory: Memory::Host(Values::zeros(elements)), rows, cols }),
             Device::Cuda(cuda) => Self::on(cuda, Fill::Zeros, rows, cols),
         }
     }
@@ -48,11 +48,12 @@ impl<T: Plain> Tensor<T> {
         Self::on(cuda, Fill::Unset, rows, cols)
     }
 
-    /// A matrix that an operation fills: its values are zeros on the host, and anything on a GPU.
+    /// A matrix of any values, which an operation fills before they are read.
     #[cfg(feature = "trainer")]
     pub(crate) fn to_fill(device: &Device, rows: usize, cols: usize) -> Result<Self> {
+        let elements = elements(rows, cols)?;
         match device {
-            Device::Cpu => Self::zeros(device, rows, cols),
+            Device::Cpu => Ok(Tensor { memory: Memory::Host(Values::unset(elements)), rows, cols }),
             Device::Cuda(cuda) => Self::unset(cuda, rows, cols),
         }
     }
@@ -65,7 +66,7 @@ impl<T: Plain> Tensor<T> {
     /// A matrix on the host with these values in row-major order.
     pub fn from_vec(values: Vec<T>, rows: usize, cols: usize) -> Result<Self> {
         holds(values.len(), rows, cols)?;
-        Ok(Tensor { memory: Memory::Host(values), rows, cols })
+        Ok(Tensor { memory: Memory::Host(values.into()), rows, cols })
     }
 
     /// A matrix on `device` with these values in row-major order.

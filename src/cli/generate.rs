@@ -1,6 +1,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use half::bf16;
 use serde_json::json;
@@ -106,6 +107,7 @@ pub fn run(args: Args) -> Result<()> {
         Some(_) => Some(args.reward.open(path, args.batch_size, &device)?),
         None => None,
     };
+    let begin = Instant::now();
     let completions = match dtype {
         DType::BF16 => {
             let weights = folder.load_weights::<bf16>(&table, &device)?;
@@ -117,6 +119,8 @@ pub fn run(args: Args) -> Result<()> {
             rayon::scope(|_| generate(&decoder, &weights, &repeated, &options))?
         }
     };
+    let (tokens, seconds) =
+        (completions.iter().map(Vec::len).sum::<usize>(), begin.elapsed().as_secs_f64());
     let mut answers = Vec::with_capacity(completions.len());
     for (i, completion) in completions.iter().enumerate() {
         let text = tokenizer.decode_after(&repeated[i], completion)?;
@@ -151,6 +155,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         out.push('\n');
     }
+    eprintln!("{tokens} tokens in {seconds:.3} s, {:.0} tokens/s", tokens as f64 / seconds);
     match &args.output {
         Some(path) => std::fs::write(path, out).map_err(|e| Error::io(path, e)),
         None => match std::io::stdout().write_all(out.as_bytes()) {

@@ -11,6 +11,7 @@ use super::progress::Progress;
 use super::sample::sample;
 use super::yaml::Given;
 use crate::data::{Dataset, Item, Limits, Options, Pair, ReadOptions, Tokenizer, Truncation};
+use crate::device::peak::Peak;
 use crate::device::profile;
 use crate::generate::{GenerateOptions, Sampling};
 use crate::models::{ModelFolder, ScoreInit};
@@ -232,12 +233,14 @@ pub fn limits(args: &TrainArgs, positions: usize) -> Limits {
     Limits { max_length: Some(args.max_length.min(positions)), truncation }
 }
 
-/// A table of operations on the terminal, and what is left beside them.
+/// A table of operations on the terminal, and what is left beside them. An operation's share of
+/// the peak is that of the machine's arithmetic or of its memory, whichever it is nearer to.
 fn show_profile(whole: std::time::Duration) {
     let lines = profile::stop();
+    let peak = Peak::measure();
     eprintln!(
-        "{:<30}{:>8}{:>10}{:>7}{:>10}{:>8}",
-        "operation", "calls", "ms", "%", "GFLOP/s", "GB/s"
+        "{:<30}{:>8}{:>10}{:>7}{:>10}{:>8}{:>9}",
+        "operation", "calls", "ms", "%", "GFLOP/s", "GB/s", "of peak"
     );
     let row = |op: &str, calls: String, time: std::time::Duration, flops: u64, bytes: u64| {
         let seconds = time.as_secs_f64();
@@ -245,9 +248,12 @@ fn show_profile(whole: std::time::Duration) {
             0 => String::new(),
             amount => format!("{:.1}", amount as f64 / seconds / 1e9),
         };
+        let reached = (flops as f64 / peak.flops).max(bytes as f64 / peak.bytes) / seconds;
+        let reached =
+            if reached > 0.0 { format!("{:.0}%", 100.0 * reached) } else { String::new() };
         let share = 100.0 * seconds / whole.as_secs_f64();
         let (ms, flops, bytes) = (seconds * 1e3, rate(flops), rate(bytes));
-        eprintln!("{op:<30}{calls:>8}{ms:>10.1}{share:>7.1}{flops:>10}{bytes:>8}");
+        eprintln!("{op:<30}{calls:>8}{ms:>10.1}{share:>7.1}{flops:>10}{bytes:>8}{reached:>9}");
     };
     let mut rest = whole;
     for line in &lines {
@@ -255,4 +261,6 @@ fn show_profile(whole: std::time::Duration) {
         rest = rest.saturating_sub(line.time);
     }
     row("everything else", String::new(), rest, 0, 0);
+    let (flops, bytes) = (peak.flops / 1e9, peak.bytes / 1e9);
+    eprintln!("{:<30}{:>35.1}{bytes:>8.1}", "the machine, measured", flops);
 }

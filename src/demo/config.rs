@@ -63,6 +63,10 @@ struct Tuned {
 fn tuned(name: &str) -> Tuned {
     let first = name.split([',', ':']).next().unwrap_or_default();
     let (learning_rate, beta, margin) = match first {
+        // Where both answers may sink, or a margin is far, a weak hold is none.
+        "apo_down" => (3e-4, 1.0, None),
+        "aot_unpaired" => (5e-4, 0.5, None),
+        "exo_pair" | "hinge" => (1e-3, 0.5, None),
         "ipo" => (1e-3, 0.5, None),
         "ipo_sum" => (1e-3, 0.05, None),
         "simpo" => (1e-3, 2.0, Some(1.0)),

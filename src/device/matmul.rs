@@ -15,6 +15,7 @@ mod gpu;
 
 use rayon::prelude::*;
 
+use crate::device::pool::Values;
 use crate::device::profile;
 use crate::device::simd::{self, Isa, Kernel, dispatch};
 use crate::{Element, Error, Plain, Real, Result, Rows, RowsMut, View, ViewMut};
@@ -61,7 +62,7 @@ pub fn matmul<T: Element, C: Element<Stat = T::Stat>>(
             format!("[{m}, {k}] [{kb}, {n}] -> [{}, {}]", c.rows(), c.cols()),
         ));
     }
-    let _scope = profile::scope(OP, 2 * m * n * k, 0);
+    let _scope = profile::scope(label(ta, tb), 2 * m * n * k, 0);
     match c.cuda() {
         Some(cuda) => gpu::queue(cuda, (a, ta), (b, tb), c, output),
         None => on_host((a.host(OP)?, ta), (b.host(OP)?, tb), c.host(OP)?, output),
@@ -108,6 +109,16 @@ fn on_host<T: Element, C: Element<Stat = T::Stat>>(
         }
     }
     Ok(())
+}
+
+/// What a product is called in a profile.
+fn label(ta: Trans, tb: Trans) -> &'static str {
+    match (ta, tb) {
+        (Trans::No, Trans::Yes) => "matmul, x W^T",
+        (Trans::No, Trans::No) => "matmul, dy W",
+        (Trans::Yes, Trans::No) => "matmul, dy^T x",
+        (Trans::Yes, Trans::Yes) => "matmul, both transposed",
+    }
 }
 
 fn oriented<T: Plain>(x: &View<'_, T>, trans: Trans) -> (usize, usize) {
@@ -167,11 +178,10 @@ fn product<S: Real>(
         return Ok(());
     }
     let least = least_rows(n, k);
-    if a.row == 1 && k >= 2 * DEPTH && m * n <= SMALL && m >= least {
-        by_depth(a, b, c, [m, n, k], stride, output);
-        return Ok(());
-    }
-    if m >= least && (m > FEW || b.row != 1) {
+    let small_of_long = a.row == 1 && k >= 8 * LEAST_DEPTH && m * n <= SMALL && m >= least;
+    // Whether it is taken must not hang on the number of rows.
+    let deep = a.row != 1 && k >= DEEP && n <= NARROW;
+    if !small_of_long && !deep && m >= least && (m > FEW || b.row != 1) {
         tiles(a, b, c, [m, n, k], stride, output);
         return Ok(());
     }
@@ -184,7 +194,11 @@ fn product<S: Real>(
             (0..rows * k).map(|i| if i < m * k { a.at(i / k, i % k) } else { S::ZERO }).collect();
         Operand { data: &padded, row: k, col: 1 }
     };
-    few_rows(a, b, c, [m, n, k], rows, stride, output);
+    if small_of_long || deep {
+        by_depth(a, b, c, [m, n, k], rows, stride, output);
+    } else {
+        few_rows(a, b, c, [m, n, k], rows, stride, output);
+    }
     Ok(())
 }
 
@@ -289,42 +303,53 @@ impl<S> Shared<S> {
     }
 }
 
-/// The depth of a part, and the most elements of an output, for which [`by_depth`] is taken.
-const DEPTH: usize = 512;
+/// A part of [`by_depth`] is at least so deep.
+const LEAST_DEPTH: usize = 128;
+/// The most elements of an output that is taken for small beside a depth of `8 * LEAST_DEPTH`.
 const SMALL: usize = 1 << 16;
+/// The depth, and the most columns, of a product whose `b` it is dear to pack for every tile.
+const DEEP: usize = 1 << 13;
+const NARROW: usize = 1 << 10;
 
-/// A small product of long columns, such as the gradient of a weight: parts of the depth are
-/// multiplied in parallel and added in their order.
+/// A product that is deep for its size, such as the gradient of a weight or that of a language
+/// head's input: eight parts of the depth are multiplied in parallel and added in their order.
+/// `a` has `rows` rows, the first `m` of which are wanted.
 fn by_depth<S: Real>(
     a: Operand<'_, S>,
     b: Operand<'_, S>,
     c: &mut [S],
     [m, n, k]: [usize; 3],
+    rows: usize,
     stride: usize,
     output: Output,
 ) {
-    let parts: Vec<Vec<S>> = cuts(k, DEPTH)
+    let parts: Vec<Values<S>> = cuts(k, (k / 8).max(LEAST_DEPTH))
         .into_par_iter()
         .map(|(start, depth)| {
             let part = |x: Operand<'_, S>, step: usize| x.data.as_ptr().wrapping_add(start * step);
-            let mut sums = vec![S::ZERO; m * n];
+            let mut sums = Values::unset(rows * n);
             let (a_at, b_at) = (part(a, a.col), part(b, b.row));
-            // SAFETY: the operands were checked against their shapes; `sums` is [m, n].
+            // SAFETY: the operands were checked against their shapes; `sums` is [rows, n].
             unsafe {
                 let c = (sums.as_mut_ptr(), n, 1);
-                gemm([m, n, depth], (a_at, a.row, a.col), (b_at, b.row, b.col), c, Output::Set);
+                gemm([rows, n, depth], (a_at, a.row, a.col), (b_at, b.row, b.col), c, Output::Set);
             }
             sums
         })
         .collect();
-    for i in 0..m {
-        let row = &mut c[i * stride..][..n];
+    let add_up = |(i, row): (usize, &mut [S])| {
+        let row = &mut row[..n];
         if output == Output::Set {
             row.fill(S::ZERO);
         }
         for part in &parts {
             row.iter_mut().zip(&part[i * n..]).for_each(|(c, &sum)| *c += sum);
         }
+    };
+    if parts.len() * m * n <= ALONE {
+        c.chunks_mut(stride).take(m).enumerate().for_each(add_up);
+    } else {
+        c.par_chunks_mut(stride).take(m).with_min_len(32).enumerate().for_each(add_up);
     }
 }
 

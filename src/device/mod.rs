@@ -3,6 +3,8 @@
 #[cfg(feature = "cpu")]
 pub mod matmul;
 pub(crate) mod memory;
+pub mod peak;
+pub(crate) mod pool;
 pub mod profile;
 pub mod simd;
 #[cfg(test)]

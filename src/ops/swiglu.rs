@@ -144,36 +144,41 @@ impl<T: Element> Kernel for Backward<'_, T> {
             let (gate, up) = self.gate_up.row(self.first + r).split_at(n);
             let (dgate, dup) = self.dgate_up.row(r).split_at_mut(n);
             let (up, dup) = (&up[..n], &mut dup[..n]);
-            // A run at a time through the stack: the compiler need not ask what overlaps.
-            let mut at = 0;
-            while at < n {
-                let len = LANES.min(n - at);
-                let mut lanes = [[T::Stat::ZERO; LANES]; 3];
-                for (lane, values) in lanes.iter_mut().zip([dout, gate, up]) {
-                    for (x, value) in lane.iter_mut().zip(&values[at..at + len]) {
-                        *x = value.to_stat();
-                    }
+            // Arrays of a fixed size: the compiler need not ask what overlaps.
+            let [douts, gates, ups] = [dout, gate, up].map(|x| x.as_chunks::<LANES>().0);
+            let [dgates, dups] = [&mut *dgate, &mut *dup].map(|x| x.as_chunks_mut::<LANES>().0);
+            for i in 0..douts.len() {
+                [dgates[i], dups[i]] = slopes::<I, T>([douts[i], gates[i], ups[i]]);
+            }
+            let last = n / LANES * LANES;
+            if last < n {
+                let mut of = [[T::default(); LANES]; 3];
+                for (of, x) in of.iter_mut().zip([dout, gate, up]) {
+                    of[..n - last].copy_from_slice(&x[last..]);
                 }
-                let [dout, gate, up] = lanes;
-                let (mut dg, mut du) = ([T::Stat::ZERO; LANES], [T::Stat::ZERO; LANES]);
-                for i in 0..LANES {
-                    let sigmoid = sigmoid::<I, _>(gate[i]);
-                    let silu = gate[i] * sigmoid;
-                    du[i] = dout[i] * silu;
-                    // silu' = sigmoid (1 + gate (1 - sigmoid)) = sigmoid + silu (1 - sigmoid)
-                    let slope = I::fma(silu, T::Stat::ONE - sigmoid, sigmoid);
-                    dg[i] = dout[i] * up[i] * slope;
-                }
-                for (lane, out) in [(dg, &mut *dgate), (du, &mut *dup)] {
-                    for (out, x) in out[at..at + len].iter_mut().zip(lane) {
-                        *out = T::from_stat(x);
-                    }
-                }
-                at += len;
+                let [dg, du] = slopes::<I, T>(of);
+                dgate[last..].copy_from_slice(&dg[..n - last]);
+                dup[last..].copy_from_slice(&du[..n - last]);
             }
         }
     }
 }
 
-/// Values that go through the stack together.
-const LANES: usize = 64;
+/// `dgate` and `dup` of `dout`, `gate` and `up`.
+#[inline(always)]
+fn slopes<I: Isa, T: Element>([dout, gate, up]: [[T; LANES]; 3]) -> [[T; LANES]; 2] {
+    let (mut dgate, mut dup) = ([T::default(); LANES], [T::default(); LANES]);
+    for i in 0..LANES {
+        let (dout, gate, up) = (dout[i].to_stat(), gate[i].to_stat(), up[i].to_stat());
+        let sigmoid = sigmoid::<I, _>(gate);
+        let silu = gate * sigmoid;
+        dup[i] = T::from_stat(dout * silu);
+        // silu' = sigmoid (1 + gate (1 - sigmoid)) = sigmoid + silu (1 - sigmoid)
+        let slope = I::fma(silu, T::Stat::ONE - sigmoid, sigmoid);
+        dgate[i] = T::from_stat(dout * up * slope);
+    }
+    [dgate, dup]
+}
+
+/// Values that are computed together.
+const LANES: usize = 16;

@@ -7,6 +7,7 @@ use super::methods::{Method, MicroBatch, Scores, StepTotals};
 use super::metrics::Record;
 use super::session::{Outcome, Session, Task};
 use super::{Batches, Means, Optimizer, Policy, SyncRefModel, TrainConfig};
+use crate::device::pool;
 use crate::models::ModelFolder;
 use crate::nn::Weights;
 use crate::ops::elementwise;
@@ -77,6 +78,12 @@ impl<T: Element<Stat = f32>> Trainer<'_, T> {
     /// are what the optimiser steps and what is saved. Without them it starts from the policy's own,
     /// widened.
     pub fn train_from(self, master: Option<Weights<f32>>) -> Result<Outcome> {
+        let _memory = pool::keep();
+        // On the pool's own threads: each operation is spared waking another one.
+        rayon::scope(|_| self.run(master))
+    }
+
+    fn run(self, master: Option<Weights<f32>>) -> Result<Outcome> {
         let Trainer { config, folder, mut policy, method, evaluation, observer } = self;
         let examples = method.examples();
         if examples == 0 {

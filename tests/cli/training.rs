@@ -33,7 +33,10 @@ fn prompts_need_not_be_shared() {
     let shared = fixture.train("dpo", "shared", SHAPE);
     let apart = fixture.train("dpo", "apart", &format!("{SHAPE} --share-prompts false"));
     for (a, b) in shared.iter().zip(&apart) {
-        for (name, value) in a.as_object().unwrap() {
+        // The share of the tokens that one copy of a prompt saves is logged where there is one.
+        let saved = a["shared_tokens"].as_f64().unwrap();
+        assert!((0.1..0.5).contains(&saved) && b.get("shared_tokens").is_none(), "{saved}");
+        for (name, value) in a.as_object().unwrap().iter().filter(|(n, _)| *n != "shared_tokens") {
             let [a, b] = [value, &b[name]].map(|value| value.as_f64().unwrap());
             let same = name == "tokens_per_second" || (a - b).abs() <= 1e-4 * a.abs().max(1.0);
             assert!(same, "{name}: {a} {b}");
@@ -51,7 +54,7 @@ fn logs_have_every_metric() {
         names.iter().flat_map(|n| ["chosen", "rejected"].map(|s| format!("{n}/{s}"))).collect()
     };
     let dpo = sides(&["rewards", "logps", "logits"]);
-    let more = ["rewards/margins".to_string(), "rewards/accuracies".into()];
+    let more = ["rewards/margins".to_string(), "rewards/accuracies".into(), "shared_tokens".into()];
     let eval = format!("--eval-dataset {} --eval-steps 2 {SHAPE}", fixture.at("pairs.jsonl"));
     for (method, own) in [
         ("sft", Vec::new()),

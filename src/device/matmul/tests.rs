@@ -126,6 +126,20 @@ fn a_row_does_not_depend_on_the_batch() {
 }
 
 #[test]
+fn a_row_of_a_deep_product_does_not_depend_on_the_batch() {
+    let mut random = Random(7);
+    for (n, k) in [(40, 8192), (64, 9001), (130, 8300)] {
+        let m = 75;
+        let (a, b) = (random.values::<f32>(m * k), random.values::<f32>(k * n));
+        let all = product_of(&a, &b, [m, n, k], [No, No], 0);
+        for first in [1, 20, 70, 74] {
+            let some = product_of(&a, &b, [m, n, k], [No, No], first);
+            assert!(all[first * n..] == some, "[{m}, {n}, {k}] from {first}");
+        }
+    }
+}
+
+#[test]
 fn the_number_of_threads_does_not_matter() {
     let mut random = Random(5);
     let shapes = [
@@ -135,6 +149,7 @@ fn the_number_of_threads_does_not_matter() {
         ([700, 288, 600], Yes),
         ([9, 3000, 70], No),
         ([1, 600, 1100], No),
+        ([70, 40, 9001], No),
     ];
     for ([m, n, k], ta) in shapes {
         let (a, b) = (random.values::<f32>(m * k), random.values::<f32>(k * n));

@@ -13,6 +13,7 @@ use super::plan::{self, Item};
 use super::tile::{
     KEYS, LANES, ROWS, STRIP, Tile, add_to_keys, add_to_rows, by_lanes, fold, logits,
 };
+use crate::device::pool::Values;
 use crate::device::simd::{Isa, Kernel, dispatch};
 use crate::{Element, Real, Rows, RowsMut};
 
@@ -52,9 +53,10 @@ fn run_panels<T: Element, const W: usize>(
     let panels = inputs.heads.head_dim.div_ceil(W);
     let items = plan::items(inputs.segments, &inputs.heads);
     let shared = plan::shared_keys(inputs.segments, &items, dqkv.rows);
-    let mut arena = vec![[T::Stat::ZERO; W]; 2 * panels * shared.iter().sum::<usize>()];
+    let mut arena = Values::unset(2 * panels * shared.iter().sum::<usize>() * W);
+    let arena = arena.as_chunks_mut::<W>().0;
 
-    let mut rest = &mut arena[..];
+    let mut rest = &mut *arena;
     let mut jobs = Vec::with_capacity(items.len());
     for (item, &shared) in items.iter().zip(&shared) {
         let (dkv, tail) = rest.split_at_mut(2 * panels * shared);
@@ -67,7 +69,7 @@ fn run_panels<T: Element, const W: usize>(
     plan::run(jobs, Scratch::<T::Stat, W>::new, |scratch, job| {
         dispatch(DifferentiateItem { inputs, saved, job, scratch, dqkv: &cells });
     });
-    add_up(inputs, &items, &shared, &arena, dqkv);
+    add_up(inputs, &items, &shared, arena, dqkv);
 }
 
 struct Scratch<R, const W: usize> {

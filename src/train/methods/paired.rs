@@ -195,6 +195,12 @@ impl super::Method for Paired {
         let pairs = batch.examples.len();
         let out = self.loss_of(batch, sequences.clone(), scores, Normaliser::single(pairs))?;
         let margins = out.chosen_rewards.iter().zip(&out.rejected_rewards).map(|(c, r)| c - r);
+        if self.share_prompts {
+            // A sequence's last token is no input.
+            let inputs = batch.num_tokens.saturating_sub(sequences.len());
+            let saved = inputs.saturating_sub(batch.layout.tokens.len());
+            means.add("shared_tokens", saved as f64 / inputs.max(1) as f64);
+        }
         means.add("entropy", scores.token_mean(&scores.entropy, both));
         means.add("mean_token_accuracy", scores.token_mean(&scores.hits, side(0)));
         means.add("rewards/chosen", mean(out.chosen_rewards.iter().copied()));
