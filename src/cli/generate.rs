@@ -38,6 +38,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_return_sequences: usize,
     /// Sample N completions of each prompt and keep the one with the highest reward
+    /// [default: keep all]
     #[arg(long, value_name = "N", conflicts_with = "num_return_sequences")]
     best_of: Option<usize>,
     #[command(flatten)]

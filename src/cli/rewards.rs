@@ -15,20 +15,22 @@ use crate::{Device, Error, Result};
 /// Where rewards come from: one of `--reward-model-path`, `--judge`, `--reward-command`, `--reward`.
 #[derive(clap::Args, Debug)]
 pub struct RewardArgs {
-    /// Folder of a reward model
+    /// Folder of a reward model [default: none]
     #[arg(long, alias = "reward-model-name-or-path", value_name = "DIR")]
     reward_model_path: Option<PathBuf>,
     /// Folder of a language model that rates answers from 1 to 10; the reward is from -1 to 1
+    /// [default: none]
     #[arg(long, value_name = "DIR")]
     judge: Option<PathBuf>,
     /// A program, run by the shell: it reads a line of {"prompt": ..., "completion": ...} for each
     /// answer, and writes a line for each: a number, {"reward": x}, or null
+    /// [default: none]
     #[arg(long, value_name = "COMMAND")]
     reward_command: Option<String>,
     /// Seconds that an answer of the program may take
     #[arg(long, default_value_t = 60.0, value_name = "X")]
     reward_timeout: f64,
-    /// A reward by name
+    /// A reward by name [default: none]
     #[arg(long, value_name = "NAME")]
     reward: Option<RewardName>,
     #[command(flatten)]
