@@ -152,6 +152,7 @@ void token_logprobs();
 void sequence_sum();
 void preference_loss();
 void kto_loss();
+void aot_loss();
 void gather_rows();
 void attention();
 void elementwise();
