@@ -46,8 +46,8 @@ bool forward_mma(int &status, T *out, float *lse, const collimate_attention_inpu
                  int64_t blocks, int64_t out_stride, int64_t lse_stride, void *stream) {
     if (!has_mma<T>(inputs) || !mma::is_aligned({out}, {out_stride})) return false;
     return mma::with_head_dim(inputs.head_dim, [&](auto head_dim) {
-        constexpr int kDim = decltype(head_dim)::value;
         if constexpr (!std::is_same_v<T, float>) {
+            constexpr int kDim = decltype(head_dim)::value;
             const Grid grid = {{static_cast<unsigned>(blocks * inputs.heads)}, {mma::kForwardThreads}, mma::kForwardBytes<T, kDim>};
             status = launch<mma::forward_kernel<T, kDim>>(grid, stream, out, lse, typed<T>(inputs), queries, out_stride, lse_stride);
         }
@@ -64,8 +64,8 @@ bool backward_mma(int &status, const Gradients<T> &gradients, const collimate_at
         return false;
     }
     return mma::with_head_dim(inputs.head_dim, [&](auto head_dim) {
-        constexpr int kDim = decltype(head_dim)::value;
         if constexpr (!std::is_same_v<T, float>) {
+            constexpr int kDim = decltype(head_dim)::value;
             const auto grid = [](int64_t blocks, int bytes) {
                 return Grid{{static_cast<unsigned>(blocks)}, {mma::kBackwardThreads}, static_cast<size_t>(bytes)};
             };

@@ -2,6 +2,7 @@
 // piece for the query heads of a group, four at a time so that keys and values are read once for all four, and a second
 // kernel merges a query's pieces in their order. Floor: each seen key and value read once.
 #include "attention.cuh"
+#include "chunk.cuh"
 #include "reduce.cuh"
 
 namespace collimate::attention::decode {
@@ -9,65 +10,59 @@ namespace collimate::attention::decode {
 constexpr int kThreads = 256;
 constexpr int kPiece = kThreads;  // keys: a thread computes a key's logits
 constexpr int kHeads = 4;
+constexpr int kMostWidth = 8;  // elements of a pack
 constexpr int kMergeThreads = 128;
 
-// Rows whose bases, strides and width are all multiples of 16 bytes go pack by pack, others element by element.
-enum class Access { kPacks, kElements };
-
+// Loads of a thread in flight, as many as registers hold.
 template <class T, Access access>
-constexpr int kSize = access == Access::kPacks ? Pack<T>::kSize : 1;
-
-template <class T, Access access>
-__device__ __forceinline__ void load(float (&values)[kSize<T, access>], const T *from) {
-    if constexpr (access == Access::kPacks) {
-        const Pack<T> pack = pack_of<T>(*reinterpret_cast<const uint4 *>(from));
-        for (int i = 0; i < Pack<T>::kSize; i++) values[i] = to_float(pack.elements[i]);
-    } else {
-        values[0] = to_float(*from);
-    }
-}
+constexpr int kLoads = access == Access::kPacks ? 8 / sizeof(T) : 1;
 
 // A piece's result: the largest logit to base 2, the sum of powers of 2 relative to it, and the unscaled outputs.
 __host__ __device__ __forceinline__ int64_t piece_floats(int head_dim) { return 2 + head_dim; }
 
+// A row of q, whole packs of any type.
+__host__ __device__ __forceinline__ int padded(int head_dim) { return (head_dim + kMostWidth - 1) / kMostWidth * kMostWidth; }
+
 // q, weights of the keys, sums of the groups of threads, scratch.
 inline size_t shared_floats(int head_dim) {
-    return kHeads * (head_dim + kPiece) + std::max<int64_t>(kThreads * 8, head_dim) + kThreads / kWarpSize;
+    return kHeads * (padded(head_dim) + kPiece) + kThreads * kMostWidth + kThreads / kWarpSize;
 }
 
 template <class T, Access access>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     piece_kernel(float *pieces, Inputs<T> inputs, const Queries *list) {
-    constexpr int kWidth = kSize<T, access>;
+    constexpr int kWidth = Pack<T>::kSize;
     const int kv_heads = inputs.heads / inputs.group, kv_head = blockIdx.x % kv_heads, d = inputs.head_dim;
     const int64_t query = blockIdx.x / kv_heads;
     const Queries block = list[query];
     const int first = blockIdx.y * kPiece, keys = min(kPiece, keys_of(block) - first), key = threadIdx.x;
     if (keys <= 0) return;
-    auto *q = shared<float>(), *weights = q + kHeads * d, *sums = weights + kHeads * kPiece;
-    float *scratch = sums + max(kThreads * 8, d);
+    const int pitch = padded(d);
+    auto *q = shared<float>(), *weights = q + kHeads * pitch, *sums = weights + kHeads * kPiece;
+    float *scratch = sums + kThreads * kMostWidth;
     const int64_t kv_column = static_cast<int64_t>(kv_head) * d;
     const auto row_of = [&](const T *rows, int k) { return rows + key_row(block, first + k) * inputs.kv_stride + kv_column; };
     // threads that share a place of a row, and which keys each takes
-    const int places = d / kWidth, across = min(places, kThreads), groups = kThreads / across;
+    const int places = (d + kWidth - 1) / kWidth, across = min(places, kThreads), groups = kThreads / across;
     const int group = threadIdx.x / across;
 
     for (int start = 0; start < inputs.group; start += kHeads) {
         const int head = kv_head * inputs.group + start, heads = min(kHeads, inputs.group - start);
         __syncthreads();
-        for (int i = threadIdx.x; i < kHeads * d; i += kThreads) {
-            const T *from = inputs.q + block.row * inputs.q_stride + static_cast<int64_t>(head) * d;
-            q[i] = i < heads * d ? to_float(from[i]) * (inputs.scale * kLog2e) : 0.0f;
+        const T *from = inputs.q + block.row * inputs.q_stride + static_cast<int64_t>(head) * d;
+        for (int i = threadIdx.x; i < kHeads * pitch; i += kThreads) {
+            const int h = i / pitch, c = i % pitch;
+            q[i] = h < heads && c < d ? to_float(from[h * d + c]) * (inputs.scale * kLog2e) : 0.0f;
         }
         __syncthreads();
         float logits[kHeads] = {};
         if (key < keys) {
             const T *row = row_of(inputs.k, key);
+#pragma unroll(kLoads<T, access>)
             for (int c = 0; c < d; c += kWidth) {
-                float values[kWidth];
-                load<T, access>(values, row + c);
+                const auto values = unpack(load_pack<access>(row, c, d));
                 for (int h = 0; h < kHeads; h++) {
-                    for (int i = 0; i < kWidth; i++) logits[h] += q[h * d + c + i] * values[i];
+                    for (int i = 0; i < kWidth; i++) logits[h] += q[h * pitch + c + i] * values.at[i];
                 }
             }
         }
@@ -88,11 +83,11 @@ __global__ void __launch_bounds__(kThreads)
             const bool is_used = group < groups && place < places;
             float outputs[kHeads][kWidth] = {};
             if (is_used) {
+#pragma unroll(kLoads<T, access>)
                 for (int k = group; k < keys; k += groups) {
-                    float values[kWidth];
-                    load<T, access>(values, row_of(inputs.v, k) + column);
+                    const auto values = unpack(load_pack<access>(row_of(inputs.v, k), column, d));
                     for (int h = 0; h < heads; h++) {
-                        for (int i = 0; i < kWidth; i++) outputs[h][i] += weights[h * kPiece + k] * values[i];
+                        for (int i = 0; i < kWidth; i++) outputs[h][i] += weights[h * kPiece + k] * values.at[i];
                     }
                 }
             }
@@ -107,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
                 for (int i = 0; i < kWidth; i++) {
                     float sum = 0.0f;
                     for (int g = 0; g < groups; g++) sum += sums[i * kThreads + g * across + threadIdx.x];
-                    to[column + i] = sum;
+                    if (column + i < d) to[column + i] = sum;
                 }
             }
         }
@@ -131,12 +126,6 @@ __global__ void __launch_bounds__(kMergeThreads)
         for (int i = 0; i < count; i++) output += of[i * size + 2 + column] * exp2_approx(of[i * size] - largest);
         out[block.row * out_stride + static_cast<int64_t>(head) * head_dim + column] = from_float<T>(output / sum);
     }
-}
-
-template <class T>
-bool in_packs(const collimate_attention_inputs &inputs) {
-    const auto bytes = reinterpret_cast<uintptr_t>(inputs.k) | reinterpret_cast<uintptr_t>(inputs.v);
-    return bytes % kPackBytes == 0 && (inputs.kv_stride | inputs.head_dim) % Pack<T>::kSize == 0;
 }
 
 }  // namespace collimate::attention::decode
@@ -168,10 +157,10 @@ extern "C" int32_t collimate_attention_decode(void *out, const collimate_attenti
             {op::kThreads},
             op::shared_floats(head_dim) * sizeof(float)};
         const auto from = collimate::attention::typed<T>(*inputs);
-        const int status =
-            op::in_packs<T>(*inputs)
-                ? collimate::launch<op::piece_kernel<T, op::Access::kPacks>>(grid, stream, partial, from, queries)
-                : collimate::launch<op::piece_kernel<T, op::Access::kElements>>(grid, stream, partial, from, queries);
+        const bool packs = collimate::in_packs(from.k, from.kv_stride) && collimate::in_packs(from.v, head_dim);
+        const int status = collimate::dispatch_access(packs, [&](auto access) {
+            return collimate::launch<op::piece_kernel<T, access>>(grid, stream, partial, from, queries);
+        });
         if (status != COLLIMATE_OK) return status;
         const collimate::Grid merge = {{static_cast<unsigned>(query_count * heads)}, {op::kMergeThreads}};
         return collimate::launch<op::merge_kernel<T>>(merge, stream, static_cast<T *>(out), partial, queries,

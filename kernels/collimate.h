@@ -480,7 +480,8 @@ int32_t collimate_adamw(
  * queries: query head h reads key head h / (heads / kv_heads). What sees what is a list of blocks on the device, of any
  * order: longest first is fastest.
  *
- * Accuracy: float32 statistics and sums; 16-bit probabilities where 16-bit matrix instructions take them. A query's
+ * Accuracy: float32 statistics and sums. 16-bit calls with head dims 64, 96 and 128 whose rows all start at 16 bytes go
+ * to the matrix units, which round probabilities to 16 bits; other calls are float32 arithmetic throughout. A query's
  * result depends on the keys that it sees and their order alone: not on whether its prefix is shared, nor on the batch.
  */
 
