@@ -124,11 +124,12 @@ test_devices! {
         }
     }
 
-    /// The head dims of the matrix units, whose rows start at 16 bytes.
+    /// The head dims of the matrix units, whose rows start at 16 bytes. Probabilities are rounded as
+    /// the output is, so the forward's bound is twice the plain form's.
     fn matrix_units_agree_with_the_definition(device) {
         let sixteen_bits = |case: Case| {
-            case.check::<f16>(device, 6e-4, 2e-2);
-            case.check::<bf16>(device, 4e-3, 1.5e-1);
+            case.check::<f16>(device, 1.2e-3, 2e-2);
+            case.check::<bf16>(device, 8e-3, 1.5e-1);
         };
         sixteen_bits(Case::new(lengths(), (1, 1, 64)));
         sixteen_bits(Case { beside: [8, 16], ..Case::new(shared(), (2, 1, 64)) });
