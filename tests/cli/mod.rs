@@ -241,7 +241,7 @@ impl Running {
     fn finish(mut self) -> Run {
         let start = Instant::now();
         while !self.ended() {
-            if start.elapsed() > TIMEOUT {
+            if start.elapsed() > TIMEOUT && std::env::var_os("COLLIMATE_TRACE").is_none() {
                 self.child.kill().unwrap();
                 panic!("a process takes too long");
             }
