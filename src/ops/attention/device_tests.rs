@@ -170,6 +170,10 @@ test_devices! {
         decode_against_a_cache::<f32>(device, (4, 2, 8), 4e-6);
         decode_against_a_cache::<f16>(device, (7, 1, 5), 1e-3);
         decode_against_a_cache::<bf16>(device, (2, 1, 64), 8e-3);
+        // Rows that are aligned to 16 bytes where those above are not, and the other way round.
+        decode_against_a_cache::<f32>(device, (3, 1, 5), 4e-6);
+        decode_against_a_cache::<f16>(device, (4, 2, 16), 1e-3);
+        decode_against_a_cache::<bf16>(device, (2, 2, 9), 8e-3);
     }
 }
 
