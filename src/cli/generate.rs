@@ -156,14 +156,17 @@ pub fn run(args: Args) -> Result<()> {
         }
         out.push('\n');
     }
-    eprintln!("{tokens} tokens in {seconds:.3} s, {:.0} tokens/s", tokens as f64 / seconds);
     match &args.output {
-        Some(path) => std::fs::write(path, out).map_err(|e| Error::io(path, e)),
+        Some(path) => std::fs::write(path, out).map_err(|e| Error::io(path, e))?,
         None => match std::io::stdout().write_all(out.as_bytes()) {
-            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("stdout", e)),
-            _ => Ok(()),
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                return Err(Error::io("stdout", e));
+            }
+            _ => {}
         },
     }
+    eprintln!("{tokens} tokens in {seconds:.3} s, {:.0} tokens/s", tokens as f64 / seconds);
+    Ok(())
 }
 
 /// The best of each `times` answers, with its reward: the first one of those that are equal, or of all

@@ -34,9 +34,14 @@ fn every_method_raises_its_reward() {
         let [first, last] = [&scores[..3], &scores[9..]].map(|s| s.iter().sum::<f64>() / 3.0);
         assert!(last > first, "{method}: {scores:?}");
         let episodes = values(&metrics, "episode");
-        // There are 24 prompts.
-        let batch = if method == "ppo" { 24.0 } else { 32.0 };
-        assert_eq!([episodes[0], episodes[11]], [batch, 12.0 * batch]);
+        // There are 24 prompts: a step takes all of them, or 16 (of 2 completions) and the 8 that are
+        // left, or 4 (of 8 completions).
+        let (first, all) = match method {
+            "ppo" => (24.0, 12.0 * 24.0),
+            "grpo" => (32.0, 12.0 * 32.0),
+            _ => (32.0, 6.0 * (32.0 + 16.0)),
+        };
+        assert_eq!([episodes[0], episodes[11]], [first, all], "{method}");
     }
 }
 
