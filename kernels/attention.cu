@@ -58,11 +58,10 @@ template <class T>
 bool backward_mma(int &status, const Gradients<T> &gradients, const collimate_attention_inputs &inputs,
                   const Queries *queries, const Keys *keys, const Reader *readers, int64_t query_blocks,
                   int64_t key_blocks, void *stream) {
-    if (!has_mma<T>(inputs) ||
-        !mma::is_aligned({gradients.dq, gradients.dk, gradients.dv, gradients.dout},
-                         {gradients.dq_stride, gradients.dkv_stride, gradients.dout_stride})) {
-        return false;
-    }
+    // Named, since nvcc's front end writes lists of a template's members out wrongly as arguments.
+    const std::initializer_list<const void *> bases = {gradients.dq, gradients.dk, gradients.dv, gradients.dout};
+    const std::initializer_list<int64_t> strides = {gradients.dq_stride, gradients.dkv_stride, gradients.dout_stride};
+    if (!has_mma<T>(inputs) || !mma::is_aligned(bases, strides)) return false;
     return mma::with_head_dim(inputs.head_dim, [&](auto head_dim) {
         if constexpr (!std::is_same_v<T, float>) {
             constexpr int kDim = decltype(head_dim)::value;
