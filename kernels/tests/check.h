@@ -21,7 +21,7 @@ namespace test {
 inline int failures = 0, checks = 0;
 inline int orders = 8;  // COLLIMATE_TEST_ORDERS
 #if COLLIMATE_SANITIZE_THREAD
-constexpr bool kFewCases = true;  // races do not hang on the numbers, and the thread sanitizer is slow
+constexpr bool kFewCases = true;  // races do not hang on the numbers, and the thread sanitizer is slow: every kernel still runs
 #else
 constexpr bool kFewCases = false;
 #endif

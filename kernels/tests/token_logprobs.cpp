@@ -291,7 +291,7 @@ void errors() {
 template <class T>
 void all_cases() {
     for (int vocab : {1, 7, 31, 512, 1024, 1031}) {
-        if (kFewCases && vocab != 31 && vocab != 1031) continue;
+        if (kFewCases && vocab != 512 && vocab != 1031) continue;
         for (int rows : {0, 1, 3, 17}) {
             Check<T>({rows, vocab, 0, 0, 1, 0, Fill::kNormal, 0.3}).run();
             Check<T>({rows, vocab, 5, 1, 1, 0, Fill::kHoles, 0}).run();
@@ -301,8 +301,8 @@ void all_cases() {
         Check<T>({5, vocab, 2, 0, 1, 0, Fill::kPeaked, 0}).run();
         Check<T>({3, vocab, 0, 2, 1, 0, Fill::kNormal, 1}).run();
     }
-    for (int vocab : {32000, 50257}) {
-        if (kFewCases && vocab != 50257) continue;
+    // so many words that several blocks share a row
+    for (int vocab : kFewCases ? std::vector{9001} : std::vector{32000, 50257}) {
         Check<T>({2, vocab, 0, 0, 1, 0, Fill::kNormal, 0}).run();
         Check<T>({3, vocab, 7, 1, 0.9f, 0, Fill::kHoles, 0}).run();
         Check<T>({1, vocab, 0, 1, 1, 50, Fill::kPeaked, 0}).run();
