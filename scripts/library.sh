@@ -14,7 +14,7 @@ objects=$(mktemp -d)
 trap 'rm -rf "$objects"' EXIT
 mkdir -p "$out"
 for source in kernels/*.cu; do
-    echo "'$nvcc' -std=c++17 -O3 ${codes[*]} -Xcompiler -fPIC -Ikernels -Ikernels/device" \
+    echo "'$nvcc' -std=c++17 -O3 --compress-mode=size ${codes[*]} -Xcompiler -fPIC -Ikernels -Ikernels/device" \
         "-c $source -o '$objects/$(basename "$source" .cu).o'"
 done | xargs -P "${JOBS:-2}" -d '\n' -n1 sh -c
 echo '{ global: collimate_*; local: *; };' >"$objects/exports"
