@@ -1,5 +1,6 @@
-"""The language head and DPO: hidden states to the loss and the gradients of hidden states and weight, against PyTorch eager,
-torch.compile, Liger's fused linear DPO and cut-cross-entropy, in one process. The reference's log-probabilities are 0.
+"""The language head with DPO and with KTO: hidden states to the loss and the gradients of hidden states and weight, against
+PyTorch eager, torch.compile, TRL's fused head, Liger's fused linear losses and cut-cross-entropy, in one process. All
+sequences have one log-probability under the reference.
 
 Collimate's matrix products are torch's here; its fused pass, sums and loss are the library's.
 `--device cpu` tries the script out on an emulated library, at small sizes.
@@ -12,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from protocol import Session
 
-IGNORE, BETA, CHUNK_ROWS = -100, 0.1, 4096
+IGNORE, CHUNK_ROWS = -100, 4096
 
 
 class Batch:
@@ -50,19 +51,79 @@ class Batch:
         return hidden, pad([labels[s].long() for s in order], batch_first=True, padding_value=IGNORE), order
 
 
-def dpo(logps, sequence, pairs):
-    """The loss of per-token log-probabilities."""
-    sums = torch.zeros(2 * pairs, dtype=logps.dtype, device=logps.device).index_add(0, sequence, logps)
-    return -logsigmoid(BETA * (sums[0::2] - sums[1::2])).mean()
+class Dpo:
+    """The loss of pairs, in torch and in the library."""
+
+    beta, liger_name = 0.1, "LigerFusedLinearDPOLoss"
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def loss(self, sums):
+        return -logsigmoid(self.beta * (sums[0::2] - sums[1::2])).mean()
+
+    def prepare(self, library):
+        pairs = self.batch.pairs
+        self.config = library.struct("preference_config", term_count=1, reward_scale=self.beta, normaliser=float(pairs))
+        self.config.terms[0] = library.struct("preference_term", kind=0, weight=1.0, beta=self.beta)
+        return library.constant("PREFERENCE_METRICS")
+
+    def queue(self, library, pairs, sums, dsums, metrics, stream):
+        fields = dict(policy_chosen_logps=sums, policy_rejected_logps=sums[1:], dchosen=dsums, drejected=dsums[1:])
+        of_pairs = library.struct("preference_batch", metrics=metrics, pairs=pairs, stride=2, **fields)
+        size = library.number("preference_loss_workspace", pairs)
+        library.call("preference_loss", batch=of_pairs, config=self.config, workspace_bytes=size, stream=stream,
+                     workspace=sums.new_empty(size, dtype=torch.uint8))
+
+    def liger(self, fused, hidden, weight, targets):
+        return fused(weight, hidden, targets)[0]
+
+
+class Kto:
+    """The same sequences, in turn desirable and not. The reference's log-probability, a typical one of the policy's, and a
+    small beta keep the sigmoid where it has a slope."""
+
+    beta, liger_name = 1e-3, "LigerFusedLinearKTOLoss"
+
+    def __init__(self, batch):
+        self.batch = batch
+        self.desirable = torch.arange(2 * batch.pairs, device=batch.device) % 2 == 0
+        self.reference = -len(batch.scored_rows) / (2 * batch.pairs) * float(torch.log(torch.tensor(float(batch.vocab))))
+
+    def loss(self, sums):
+        sign = torch.where(self.desirable, 1, -1)
+        return (1 - torch.sigmoid(self.beta * (sums - self.reference) * sign)).mean()
+
+    def prepare(self, library):
+        self.config = library.struct("kto_config", beta=self.beta, desirable_weight=1.0, undesirable_weight=1.0,
+                                     normaliser=2.0 * self.batch.pairs)
+        self.labels = self.desirable.int()
+        self.references = torch.full((len(self.labels),), self.reference, device=self.batch.device)
+        return library.constant("KTO_METRICS")
+
+    def queue(self, library, pairs, sums, dsums, metrics, stream):
+        # chunks hold whole pairs, so that every chunk starts with a desirable one
+        library.call("kto_loss", dlogps=dsums, losses=None, rewards=None, metrics=metrics, policy_logps=sums,
+                     reference_logps=self.references, desirable=self.labels, weights=None, kl=None, config=self.config,
+                     examples=2 * pairs, stream=stream)
+
+    def liger(self, fused, hidden, weight, targets):
+        kl = torch.tensor(self.reference, device=self.batch.device)
+        labels = torch.arange(2 * self.batch.pairs, device=self.batch.device) < self.batch.pairs
+        return fused(hidden, weight, targets, preference_labels=labels, kl=kl)[0]
+
+
+def sequence_sums(batch, logps):
+    """The sums of per-token log-probabilities."""
+    return torch.zeros(2 * batch.pairs, dtype=logps.dtype, device=logps.device).index_add(0, batch.sequence, logps)
 
 
 class Collimate:
     """Chunks of whole pairs: product, fused pass in place, sums, loss, coefficients, two products."""
 
-    def __init__(self, library, machine, batch):
-        self.library, self.machine, self.batch = library, machine, batch
-        self.config = library.struct("preference_config", term_count=1, reward_scale=BETA, normaliser=float(batch.pairs))
-        self.config.terms[0] = library.struct("preference_term", kind=0, weight=1.0, beta=BETA)
+    def __init__(self, library, machine, objective):
+        self.library, self.machine, self.objective, self.batch = library, machine, objective, objective.batch
+        batch, self.metrics = objective.batch, objective.prepare(library)
         self.targets = batch.targets[batch.scored_rows].contiguous()
         self.chunks = self._chunks()
 
@@ -84,7 +145,7 @@ class Collimate:
         x = batch.hidden.index_select(0, batch.scored_rows)
         dx, dweight = torch.empty_like(x), torch.zeros(batch.weight.shape, dtype=torch.float32, device=x.device)
         floats = lambda n: x.new_empty(n, dtype=torch.float32)
-        metrics = torch.zeros(self.library.constant("PREFERENCE_METRICS"), dtype=torch.float64, device=x.device)
+        metrics = torch.zeros(self.metrics, dtype=torch.float64, device=x.device)
         for pairs, first, last, cu in self.chunks:
             rows, part = last - first, x[first:last]
             logits = part @ batch.weight.T
@@ -98,11 +159,7 @@ class Collimate:
             sums, dsums, dlogps = floats(2 * pairs), floats(2 * pairs), floats(rows)
             self.library.call("sequence_sum_forward", sums=sums, counts=None, logps=logps, weights=None, targets=None,
                               cu_scored=cu, sequences=2 * pairs, stream=stream)
-            fields = dict(policy_chosen_logps=sums, policy_rejected_logps=sums[1:], dchosen=dsums, drejected=dsums[1:])
-            pairs_of = self.library.struct("preference_batch", metrics=metrics, pairs=pairs, stride=2, **fields)
-            size = self.library.number("preference_loss_workspace", pairs)
-            self.library.call("preference_loss", batch=pairs_of, config=self.config, workspace_bytes=size, stream=stream,
-                              workspace=x.new_empty(size, dtype=torch.uint8))
+            self.objective.queue(self.library, pairs, sums, dsums, metrics, stream)
             self.library.call("sequence_sum_backward", dlogps=dlogps, dsums=dsums, weights=None, targets=None,
                               cu_scored=cu, sequences=2 * pairs, stream=stream)
             c = dlogps.unsqueeze(1)
@@ -110,6 +167,16 @@ class Collimate:
             _add_product(dweight, logits.T, (part * c).to(part.dtype))
         dhidden = torch.zeros_like(batch.hidden).index_copy_(0, batch.scored_rows, dx)
         return metrics[:1], dhidden, dweight
+
+    def products(self, _):
+        """The floor: the three products of every chunk and nothing else."""
+        batch = self.batch
+        x, dweight = batch.hidden[: len(batch.scored_rows)], torch.zeros(batch.weight.shape, device=batch.device)
+        for _, first, last, _ in self.chunks:
+            logits = x[first:last] @ batch.weight.T
+            logits @ batch.weight
+            _add_product(dweight, logits.T, x[first:last])
+        return ()
 
 
 def _add_product(into, a, b):
@@ -120,30 +187,33 @@ def _add_product(into, a, b):
         into.addmm_(a.float(), b.float())
 
 
-def token_dpo(batch, logps_of):
+def by_tokens(objective, logps_of):
     """A contender by autograd, of a function (hidden, weight) -> log-probabilities of all rows, 0 where skipped."""
+    batch = objective.batch
 
     def run(_):
         hidden, weight = (x.detach().requires_grad_() for x in (batch.hidden, batch.weight))
         with torch.enable_grad():
-            loss = dpo(logps_of(hidden, weight), batch.sequence, batch.pairs)
+            loss = objective.loss(sequence_sums(batch, logps_of(hidden, weight)))
             loss.backward()
         return loss.detach().reshape(1), hidden.grad, weight.grad
 
     return run
 
 
-def liger(batch):
-    """Liger's fused linear DPO, on padded sequences."""
-    fused = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearDPOLoss(
-        ignore_index=IGNORE, beta=BETA, compute_nll_loss=False, use_ref_model=False, average_log_prob=False
+def liger(objective):
+    """Liger's fused linear loss, on padded sequences."""
+    batch = objective.batch
+    options = dict(compute_nll_loss=False) if isinstance(objective, Dpo) else {}
+    fused = getattr(importlib.import_module("liger_kernel.chunked_loss"), objective.liger_name)(
+        ignore_index=IGNORE, beta=objective.beta, use_ref_model=False, average_log_prob=False, **options
     )
     padded, targets, order = batch.padded()
 
     def run(_):
         hidden, weight = padded.detach().requires_grad_(), batch.weight.detach().requires_grad_()
         with torch.enable_grad():
-            loss, *_ = fused(weight, hidden, targets)
+            loss = objective.liger(fused, hidden, weight, targets)
             loss.backward()
         parts = {s: hidden.grad[i, : batch.lengths[s]] for i, s in enumerate(order)}
         return loss.detach().reshape(1), torch.cat([parts[s] for s in range(len(order))]), weight.grad
@@ -151,30 +221,46 @@ def liger(batch):
     return run
 
 
-def cut_cross_entropy(batch):
-    """cut-cross-entropy's log-probabilities under DPO."""
+def trl(objective):
+    """TRL's fused head, as its trainers call it: scored rows alone."""
+    module, batch = importlib.import_module("trl.kernels.chunked_logprob"), objective.batch
+    tile = getattr(importlib.import_module("trl.trainer.utils"), "_CHUNKED_LOGPROB_CHUNK_SIZE")
+    targets = batch.targets[batch.scored_rows].long()
+
+    def logps(hidden, weight):
+        picked = module.ChunkedLogProbFunction.apply(
+            hidden.index_select(0, batch.scored_rows), weight, None, targets, 1.0, tile, None, 1.0, ()
+        )[0]
+        return torch.zeros(len(hidden), dtype=picked.dtype, device=hidden.device).index_copy(0, batch.scored_rows, picked)
+
+    return by_tokens(objective, logps)
+
+
+def cut_cross_entropy(objective):
+    """cut-cross-entropy's log-probabilities under the loss."""
     linear = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    targets = batch.targets.long()
-    return token_dpo(batch, lambda hidden, weight: -linear(hidden, weight, targets, ignore_index=IGNORE, reduction="none").float())
+    targets = objective.batch.targets.long()
+    return by_tokens(objective, lambda h, w: -linear(h, w, targets, ignore_index=IGNORE, reduction="none").float())
 
 
-def optional(make, batch):
+def optional(make, objective):
     """A contender, or the reason why there is none."""
     try:
-        return make(batch)
+        return make(objective)
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def exact(batch):
+def exact(objective):
     """In float64, from the same 16-bit inputs: the loss, then gradients, a few rows at a time."""
+    batch = objective.batch
     weight, index = batch.weight.double(), batch.targets.clamp(min=0).long().unsqueeze(1)
     kept = (batch.targets != IGNORE).double()
     logps = torch.cat([torch.log_softmax(h.double() @ weight.T, -1).gather(1, t).squeeze(1) * k
                        for h, t, k in zip(batch.hidden.split(256), index.split(256), kept.split(256))])
     logps.requires_grad_()
     with torch.enable_grad():
-        loss = dpo(logps, batch.sequence, batch.pairs)
+        loss = objective.loss(sequence_sums(batch, logps))
         loss.backward()
     dweight, dhidden = torch.zeros_like(weight), []
     for h, t, c in zip(batch.hidden.split(256), index.split(256), (logps.grad * kept).split(256)):
@@ -192,20 +278,25 @@ def one_case(session, pairs, longest, hidden, vocab, prompt):
         picked = torch.log_softmax((h @ w.T).float(), -1).gather(1, batch.targets.clamp(min=0).long().unsqueeze(1)).squeeze(1)
         return torch.where(batch.targets == IGNORE, 0.0, picked)
 
-    runs = {
-        "collimate": Collimate(session.library, session.machine, batch).run,
-        "torch eager": token_dpo(batch, eager),
-        "torch.compile": token_dpo(batch, torch.compile(eager, dynamic=False)),
-        "Liger fused linear DPO": optional(liger, batch),
-        "cut-cross-entropy": optional(cut_cross_entropy, batch),
-    }
+    compiled = torch.compile(eager, dynamic=False)
     scored, rows = len(batch.scored_rows), len(batch.targets)
-    heading = f"{pairs} pairs, {rows} tokens of which {scored} scored, hidden {hidden}, vocabulary {vocab}, bf16"
-    session.case(heading, runs, exact(batch), flops=6 * scored * vocab * hidden)
+    for objective in (Dpo(batch), Kto(batch)):
+        ours = Collimate(session.library, session.machine, objective)
+        runs = {
+            "collimate": ours.run,
+            "the floor: the three products alone": ours.products,
+            "torch eager": by_tokens(objective, eager),
+            "torch.compile": by_tokens(objective, compiled),
+            "TRL fused head": optional(trl, objective),
+            "Liger fused linear loss": optional(liger, objective),
+            "cut-cross-entropy": optional(cut_cross_entropy, objective),
+        }
+        heading = f"{pairs} pairs, {rows} tokens of which {scored} scored, hidden {hidden}, vocabulary {vocab}, bf16"
+        session.case(f"{type(objective).__name__.upper()}: {heading}", runs, exact(objective), flops=6 * scored * vocab * hidden)
 
 
 def main():
-    session = Session("language head and DPO", __doc__.splitlines()[0])
+    session = Session("language head and loss", __doc__.splitlines()[0])
     cases = [(8, 2048, 4096, 128256, 0.0), (8, 2048, 4096, 128256, 0.5), (64, 512, 2048, 151936, 0.5)]
     if not session.machine.is_gpu:
         cases = [(3, 24, 32, 517, 0.4)]
