@@ -11,16 +11,16 @@ namespace collimate::attention::mma {
 constexpr int kBackwardThreads = 256;
 static_assert(kBlock == kBackwardThreads / kWarpSize * kRows);
 
-// Queries of a tile that a block of keys meets: two gradients of 128 columns leave registers for no more.
+// Queries of a tile that a block of keys meets, and keys of one that a block of queries does. Of 128 columns the registers
+// hold no more beside two gradients, nor does the shared memory of a GPU that gives a block 99 KiB.
 template <int kDim>
-constexpr int kTileQueries = kDim == 128 ? 32 : 64;
-constexpr int kTileKeys = 64;
+constexpr int kBackwardTile = kDim == 128 ? 32 : 64;
 
 template <class T, int kDim>
-constexpr int kKeysBytes = (2 * kBlock + 4 * kTileQueries<kDim>)*kDim * static_cast<int>(sizeof(T)) +
-                           4 * kTileQueries<kDim> * static_cast<int>(sizeof(float));
+constexpr int kKeysBytes = (2 * kBlock + 4 * kBackwardTile<kDim>)*kDim * static_cast<int>(sizeof(T)) +
+                           4 * kBackwardTile<kDim> * static_cast<int>(sizeof(float));
 template <class T, int kDim>
-constexpr int kQueriesBytes = (2 * kBlock + 4 * kTileKeys) * kDim * static_cast<int>(sizeof(T));
+constexpr int kQueriesBytes = (2 * kBlock + 4 * kBackwardTile<kDim>) * kDim * static_cast<int>(sizeof(T));
 
 // p = exp(logit - lse), ds = p (dp - delta), in place; lse to base 2.
 __device__ __forceinline__ void differentiate(float &logit, float &dp, float to_log2, float lse, float delta) {
@@ -36,7 +36,7 @@ struct Walk {
 template <class T, int kDim>
 __global__ void __launch_bounds__(kBackwardThreads)
     dkv_kernel(Gradients<T> gradients, Inputs<T> inputs, const Keys *list, const Reader *readers) {
-    constexpr int kTile = kTileQueries<kDim>, kCount = kTile / 8;
+    constexpr int kTile = kBackwardTile<kDim>, kCount = kTile / 8;
     const int kv_heads = inputs.heads / inputs.group, kv_head = blockIdx.x % kv_heads;
     const Keys block = list[blockIdx.x / kv_heads];
     const Tile<T, kDim> keys = {shared<T>()}, values = {keys.elements + kBlock * kDim};
@@ -123,13 +123,13 @@ __global__ void __launch_bounds__(kBackwardThreads)
 template <class T, int kDim>
 __global__ void __launch_bounds__(kBackwardThreads)
     dq_kernel(Gradients<T> gradients, Inputs<T> inputs, const Queries *list) {
-    constexpr int kCount = kTileKeys / 8;
+    constexpr int kTile = kBackwardTile<kDim>, kCount = kTile / 8;
     const Queries block = list[blockIdx.x / inputs.heads];
     const int head = blockIdx.x % inputs.heads, total = keys_of(block);
     const Tile<T, kDim> queries = {shared<T>()}, douts = {queries.elements + kBlock * kDim};
     T *tiles = douts.elements + kBlock * kDim;
-    const auto keys_of_buffer = [&](int buffer) { return Tile<T, kDim>{tiles + buffer * kTileKeys * kDim}; };
-    const auto values_of_buffer = [&](int buffer) { return Tile<T, kDim>{tiles + (2 + buffer) * kTileKeys * kDim}; };
+    const auto keys_of_buffer = [&](int buffer) { return Tile<T, kDim>{tiles + buffer * kTile * kDim}; };
+    const auto values_of_buffer = [&](int buffer) { return Tile<T, kDim>{tiles + (2 + buffer) * kTile * kDim}; };
 
     const T *q = inputs.q + block.row * inputs.q_stride + head * kDim;
     const T *dout = gradients.dout + block.row * gradients.dout_stride + head * kDim;
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
     douts.template copy<kBlock, kBackwardThreads>(
         inputs.q, [&](int r) -> const T * { return r < block.count ? dout + r * gradients.dout_stride : nullptr; });
     const auto copy_tile = [&](const Tile<T, kDim> &tile, const T *rows, int first) {
-        tile.template copy<kTileKeys, kBackwardThreads>(inputs.q, [&](int r) -> const T * {
+        tile.template copy<kTile, kBackwardThreads>(inputs.q, [&](int r) -> const T * {
             return first + r < total ? rows + key_row(block, first + r) * inputs.kv_stride : nullptr;
         });
     };
@@ -162,16 +162,16 @@ __global__ void __launch_bounds__(kBackwardThreads)
         lse[half] = gradients.lse[(block.row + r) * gradients.lse_stride + head] * kLog2e;
         delta[half] = gradients.delta[static_cast<int64_t>(block.row + r) * inputs.heads + head];
     }
-    for (int first = 0, buffer = 0; first < total; first += kTileKeys, buffer ^= 1) {
+    for (int first = 0, buffer = 0; first < total; first += kTile, buffer ^= 1) {
         copy_async_wait<0>();
         __syncthreads();
-        if (first + kTileKeys < total) start(first + kTileKeys, buffer ^ 1);
+        if (first + kTile < total) start(first + kTile, buffer ^ 1);
         if (row >= block.count || first >= seen_last) continue;
         const Tile<T, kDim> keys = keys_of_buffer(buffer), values = values_of_buffer(buffer);
         float p[1][kCount][4], ds[1][kCount][4];
         inner(p, queries, row, keys);
         inner(ds, douts, row, values);
-        const bool masks = first + kTileKeys > seen_first;
+        const bool masks = first + kTile > seen_first;
 #pragma unroll
         for (int n = 0; n < kCount; n++) {
 #pragma unroll

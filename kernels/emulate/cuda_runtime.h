@@ -140,9 +140,11 @@ inline cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaSt
     std::memset(memory, value, bytes);
     return cudaSuccess;
 }
+// A block may have no more than this of the GPUs of compute capability 8.6, 8.9 and 12.0, which have the least.
+constexpr int kSharedBytesOfBlock = 99 << 10;
 template <class... Parameters>
-cudaError_t cudaFuncSetAttribute(void (*)(Parameters...), cudaFuncAttribute, int) {
-    return cudaSuccess;
+cudaError_t cudaFuncSetAttribute(void (*)(Parameters...), cudaFuncAttribute, int bytes) {
+    return bytes <= kSharedBytesOfBlock ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 // Runs the kernel to its end on the calling thread and its helpers.
