@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 
-use super::methods::{Setting, settings};
+use super::methods::{Setting, Way, settings};
 use super::model::Model;
 use super::stages::{Demo, Draw, Watcher, seed};
 use super::{DemoConfig, Estimate, files, world};
@@ -128,16 +128,27 @@ fn point(
     number: usize,
     watcher: &mut dyn Watcher,
 ) -> Result<FrontierPoint> {
-    let config = DemoConfig {
-        method: setting.method.clone(),
-        learning_rate: setting.learning_rate,
-        ..world.clone()
+    let runs = dir.join("points").join(format!("{:03}-{}", number + 1, setting.name));
+    let method = match &setting.way {
+        Way::Pairs(method) => &**method,
+        Way::Samples(_) => &world.method,
     };
+    let config = DemoConfig { method: method.clone(), learning_rate: 1e-3, ..world.clone() };
     let mut demo = Demo::new(&config, dir, watcher);
-    demo.runs = dir.join("points").join(format!("{:03}-{}", number + 1, setting.name));
-    let pairs = if setting.soft { "train-soft.jsonl" } else { "train.jsonl" };
-    demo.align(reference, &dir.join(pairs))?;
-    let model = Model::open(&demo.aligned(), Some(reference), &demo.device)?;
+    demo.runs = runs.clone();
+    let path = match &setting.way {
+        Way::Pairs(_) => {
+            let pairs = if setting.soft { "train-soft.jsonl" } else { "train.jsonl" };
+            demo.align(reference, &dir.join(pairs))?;
+            demo.aligned()
+        }
+        Way::Samples(method) => {
+            demo.watcher.stage(&setting.flags);
+            method.train(reference, dir, &runs, world.seed, demo.watcher)?;
+            runs
+        }
+    };
+    let model = Model::open(&path, Some(reference), &demo.device)?;
     let samples = demo.fresh(&model)?;
     let (measured, kl) = (samples.measure(&demo.held_out), model.kl(&samples)?);
     demo.watcher.stage(&format!("  {}", setting.flags));

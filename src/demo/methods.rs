@@ -1,6 +1,7 @@
 //! The methods of the frontier, each at several strengths.
 
 use super::DemoMethod;
+use super::on_policy::OnPolicy;
 use crate::Result;
 use crate::losses::{Kto, LossOptions, PairObjective, Psi, SlicTarget};
 
@@ -13,10 +14,18 @@ pub struct Setting {
     pub family: &'static str,
     /// Its settings, as flags.
     pub flags: String,
-    pub method: DemoMethod,
-    pub learning_rate: f64,
+    pub way: Way,
     /// Whether its labels are the true probabilities.
     pub soft: bool,
+}
+
+/// What a method learns from.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// The pairs.
+    Pairs(Box<DemoMethod>),
+    /// Its own samples, and the reward itself.
+    Samples(OnPolicy),
 }
 
 /// Every method, curve by curve and family by family.
@@ -30,7 +39,7 @@ pub fn settings() -> Result<Vec<Setting>> {
                 let method = DemoMethod::Paired { name: loss.into(), options, objective };
                 let labels = if soft { " (true target_prob)" } else { "" };
                 let flags = format!("--loss-type {loss} {flags}{labels}");
-                all.push(Setting { name, family, flags, method, learning_rate: 1e-3, soft });
+                all.push(Setting { name, family, flags, way: Way::Pairs(Box::new(method)), soft });
             }
             Ok(())
         };
@@ -88,11 +97,23 @@ pub fn settings() -> Result<Vec<Setting>> {
         name: "kto",
         family: anchored,
         flags: format!("kto --beta {beta}"),
-        method: DemoMethod::Kto(Kto { beta, ..Kto::default() }),
-        learning_rate: 1e-3,
+        way: Way::Pairs(Box::new(DemoMethod::Kto(Kto { beta, ..Kto::default() }))),
         soft: false,
     });
     let place = all.iter().position(|setting| setting.family == margin).unwrap_or(all.len());
     all.splice(place..place, kto);
+    for (name, flag) in [("ppo", "--kl-coef"), ("rloo", "--beta"), ("grpo", "--beta")] {
+        all.extend([0.2, 0.4, 0.8, 1.6].map(|beta| Setting {
+            name,
+            family: "own samples and the true reward",
+            flags: format!("{name} {flag} {beta}"),
+            way: Way::Samples(match name {
+                "ppo" => OnPolicy::Ppo(beta),
+                "rloo" => OnPolicy::Rloo(beta),
+                _ => OnPolicy::Grpo(beta),
+            }),
+            soft: false,
+        }));
+    }
     Ok(all)
 }

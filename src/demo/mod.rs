@@ -14,6 +14,7 @@ mod frontier;
 mod judge;
 mod methods;
 mod model;
+mod on_policy;
 mod outcome;
 mod stages;
 pub mod world;
