@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::train::{Resume, Schedule, TrainConfig, Warmup};
+use crate::train::{Resume, Schedule, TrainConfig, Warmup, scaled_learning_rate};
 use crate::{DType, Device, Error, Result};
 
 /// The model to start from, and the machine.
@@ -255,7 +255,30 @@ pub enum TruncationName {
     Drop,
 }
 
+/// Peak learning rates, and TRL's defaults where it has them.
+pub const LEARNING_RATES: [(&str, &str); 9] = [
+    ("sft", "2e-5"),
+    ("dpo", "1e-6"),
+    ("kto", "1e-6"),
+    ("spin", "1e-6"),
+    ("reward", "1e-4"),
+    ("ppo", "3e-6"),
+    ("rloo", "1e-6"),
+    ("grpo", "1e-6"),
+    ("online-dpo", "5e-7"),
+];
+
 impl TrainArgs {
+    /// The peak learning rate of `command` for a model of this width, where none is given; with what is
+    /// to be said of it.
+    pub fn default_rate(&self, command: &str, width: usize) -> Option<(f64, Option<String>)> {
+        let (_, usual) = LEARNING_RATES.iter().find(|(name, _)| *name == command)?;
+        let usual: f64 = usual.parse().ok().filter(|_| self.learning_rate.is_none())?;
+        let rate = scaled_learning_rate(usual, width);
+        let said = format!("learning_rate is {rate:.3e}, not {usual:e}: the model is {width} wide");
+        Some((rate, (rate != usual).then_some(said)))
+    }
+
     /// The configuration of a run of `command` on `device`.
     pub fn config(&self, command: &str, device: &Device) -> Result<TrainConfig> {
         let resume = match &self.resume_from_checkpoint {
@@ -285,7 +308,7 @@ impl TrainArgs {
                         .map_err(|_| Error::setting("max_steps", "at least 1", steps))?,
                 ),
             },
-            // Every command has a default of its own.
+            // Every command has a default of its own, by the width of the model.
             learning_rate: self.learning_rate.unwrap_or(0.0),
             schedule: match self.lr_scheduler_type {
                 ScheduleName::Linear => Schedule::Linear,

@@ -45,7 +45,7 @@ pub fn claim(config: &TrainConfig, overwrite: bool, given: &Given) -> Result<()>
         }
     }
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let (path, text) = (dir.join("config.yaml"), given.to_yaml(dir)?);
+    let (path, text) = (dir.join("config.yaml"), given.to_yaml(config)?);
     write_atomically(&path, |out| out.write_all(text.as_bytes()).map_err(|e| Error::io(&path, e)))
 }
 

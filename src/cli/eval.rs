@@ -6,19 +6,21 @@ use serde_json::{Value, json};
 use super::args::{MachineArgs, truth};
 use super::judge::JudgeArgs;
 use super::progress::Progress;
+use super::rewards::ProgramArgs;
 use super::sample::{Asked, SampleArgs, prompts, sample};
 use crate::data::{ReadOptions, Table};
 use crate::eval::{
-    Answers, Batching, Findings, LanguageModel, Policies, RewardModel, Sample, kl, policy_on_file,
-    rewards_on_file, win_by_judge, win_by_reward,
+    Answers, Batching, Findings, LanguageModel, Policies, RewardModel, Sample, Wins, kl,
+    policy_on_file, rewards_on_file, win_by_judge,
 };
 use crate::models::write_atomically;
+use crate::rewards::{self, Answer};
 use crate::train::Observer;
 use crate::{Device, Error, Result};
 
 /// On the answers of --dataset: a reward model's scores, their accuracy and margins; a policy's perplexity,
 /// and on pairs its implicit rewards against --reference-model. On fresh samples for --prompts: a policy's
-/// KL to --reference-model, and its win rate against it by a reward model or by a judge.
+/// KL to --reference-model, its rewards, and its win rate by them, or by a judge, against it.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Folder of the policy to measure
@@ -33,6 +35,8 @@ pub struct Args {
     /// Folder of a model that judges both answers, in both orders
     #[arg(long, value_name = "DIR", conflicts_with = "reward_model")]
     judge: Option<PathBuf>,
+    #[command(flatten)]
+    program: ProgramArgs,
     #[command(flatten)]
     judging: JudgeArgs,
     #[command(flatten)]
@@ -87,6 +91,13 @@ pub fn run(args: Args) -> Result<()> {
     if !args.beta.is_finite() || args.beta <= 0.0 {
         return Err(Error::setting("beta", "a positive number", args.beta));
     }
+    let sources = usize::from(args.reward_model.is_some())
+        + usize::from(args.judge.is_some())
+        + args.program.count();
+    if sources > 1 {
+        let expected = "one of --reward-model, --judge, --reward-command and --reward at most";
+        return Err(Error::setting("reward", expected, sources));
+    }
     let mut progress = Progress::new()?;
     let mut findings = Findings::default();
     let rows = match (&args.dataset_name, &args.prompts) {
@@ -134,6 +145,9 @@ impl Args {
         let expected = |name: &str, what: &str| Err(Error::setting(name, what, "none"));
         if self.judge.is_some() {
             return expected("prompts", "--prompts to sample the answers for that --judge judges");
+        }
+        if self.program.count() > 0 {
+            return expected("prompts", "--prompts to sample the answers for that are rewarded");
         }
         if self.reward_model.is_none() && self.model_name_or_path.is_none() {
             return expected("reward_model", "a --reward-model or a --model to measure");
@@ -191,8 +205,9 @@ impl Args {
         into: &mut Findings,
     ) -> Result<Vec<Value>> {
         let Some(model) = &self.model_name_or_path else { return Ok(Vec::new()) };
-        if self.reference_model.is_none() && self.reward_model.is_none() {
-            let what = "a --reference-model or a --reward-model to measure by";
+        let rewarded = self.reward_model.is_some() || self.program.count() > 0;
+        if self.reference_model.is_none() && !rewarded {
+            let what = "a --reference-model or a source of rewards to measure by";
             return Err(Error::setting("reference_model", what, "none"));
         }
         let device = self.machine.device()?;
@@ -226,24 +241,49 @@ impl Args {
             let text = |s: &Sample| model.tokenizer.decode_after(&s.prompt, &s.completion);
             samples.iter().map(text).collect()
         };
-        let own = texts(&model, &own)?;
-        let other = match reference.as_ref().zip(other) {
-            Some((reference, other)) => Some(texts(reference, &other)?),
-            None => None,
+        let sampled: Vec<&[Sample]> =
+            [Some(&own), other.as_ref()].into_iter().flatten().map(Vec::as_slice).collect();
+        let sides = std::iter::once(&model).chain(&reference).zip(&sampled);
+        let sides: Vec<Vec<String>> =
+            sides.map(|(model, samples)| texts(model, samples)).collect::<Result<_>>()?;
+        let scores = match self.program.count() {
+            0 => None,
+            _ => Some(self.rewards(&asked, &sampled, &sides)?),
         };
         let answers: Vec<Answers> = (0..asked.len())
             .map(|i| Answers {
                 prompt: asked[i].text.clone(),
-                answers: [Some(&own[i]), other.as_ref().map(|other| &other[i])]
-                    .into_iter()
-                    .flatten()
-                    .cloned()
-                    .collect(),
+                answers: sides.iter().map(|texts| texts[i].clone()).collect(),
                 ranks: None,
                 line: 0,
             })
             .collect();
-        self.compare(&answers, &device, progress, into)
+        self.compare(&answers, scores, &device, progress, into)
+    }
+
+    /// The rewards of a program or a function, of every prompt's answers.
+    fn rewards(
+        &self,
+        asked: &[Asked],
+        sampled: &[&[Sample]],
+        texts: &[Vec<String>],
+    ) -> Result<Vec<Vec<Option<f64>>>> {
+        let mut source = self.program.open()?;
+        let mut all = vec![Vec::new(); asked.len()];
+        for (samples, texts) in sampled.iter().zip(texts) {
+            let answers = asked.iter().zip(samples.iter().zip(texts));
+            let answers: Vec<Answer> = answers
+                .map(|(asked, (sample, completion))| Answer {
+                    prompt: &asked.text,
+                    completion,
+                    prompt_ids: &sample.prompt,
+                    completion_ids: &sample.completion,
+                })
+                .collect();
+            let scores = rewards::score(&mut *source, &answers)?;
+            all.iter_mut().zip(scores).for_each(|(own, score)| own.push(score));
+        }
+        Ok(all)
     }
 
     /// A completion of each prompt by one model.
@@ -268,6 +308,7 @@ impl Args {
     fn compare(
         &self,
         answers: &[Answers],
+        scores: Option<Vec<Vec<Option<f64>>>>,
         device: &Device,
         progress: &mut Progress,
         into: &mut Findings,
@@ -281,10 +322,15 @@ impl Args {
                 own => json!({ "prompt": row.prompt, "completion": own.first() }),
             })
             .collect();
-        if let Some(path) = &self.reward_model {
-            progress.label("scoring");
-            let model = RewardModel::open(path, device)?;
-            let (wins, scores) = win_by_reward(&model, answers, &self.batching(), progress)?;
+        let scores = match &self.reward_model {
+            Some(path) => {
+                progress.label("scoring");
+                let model = RewardModel::open(path, device)?;
+                Some(model.scores(answers, &self.batching(), progress)?)
+            }
+            None => scores,
+        };
+        if let Some(scores) = scores {
             for (at, name) in [(0, "reward"), (1, "reward/reference")] {
                 let all: Vec<f64> =
                     scores.iter().filter_map(|own| own.get(at).copied().flatten()).collect();
@@ -298,7 +344,7 @@ impl Args {
                 }
             }
             if self.reference_model.is_some() {
-                wins.tell(into);
+                Wins::by_scores(&scores).tell(into);
             }
         }
         if let (Some(path), true) = (&self.judge, self.reference_model.is_some()) {

@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, default_value_t = 8192, value_name = "N")]
     sentences: usize,
     /// Samples of the reference for each of 128 prompts, of which the bound is made
-    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(long, default_value_t = 1024, value_name = "N")]
     bound_samples: usize,
     /// Seeds every generator
     #[arg(long, default_value_t = 42, value_name = "N")]

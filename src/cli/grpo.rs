@@ -1,6 +1,6 @@
 use clap::ValueEnum;
 
-use super::args::TrainArgs;
+use super::args::{TrainArgs, truth};
 use super::on_policy::{OnPolicy, RolloutArgs, run as train};
 use super::yaml::Given;
 use crate::Result;
@@ -15,6 +15,9 @@ pub struct Args {
     train: TrainArgs,
     #[command(flatten)]
     rollout: RolloutArgs,
+    /// Leave completions that did not end out of the loss
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    mask_truncated_completions: bool,
     /// Completions of each prompt
     #[arg(long, default_value_t = 8, value_name = "N")]
     num_generations: usize,
@@ -69,7 +72,10 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     grpo.validate()?;
     let longest = args.rollout.response_length;
     let (num_generations, algorithm) = (args.num_generations, GrpoAlgorithm { grpo, longest });
-    let with =
-        OnPolicy { algorithm: &algorithm, num_generations, value_model: None, pretraining: None };
+    let with = OnPolicy {
+        num_generations,
+        mask_truncated: args.mask_truncated_completions,
+        ..OnPolicy::new(&algorithm)
+    };
     train(&args.train, &args.rollout, with, given)
 }

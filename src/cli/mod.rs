@@ -32,6 +32,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::train::{LARGEST_SCALED_RATE, ORDINARY_WIDTH};
 use crate::{Error, Result};
 
 /// Align language models: supervised fine-tuning, preference optimisation, sampling.
@@ -108,32 +109,26 @@ impl From<Error> for Failure {
 
 fn command() -> clap::Command {
     let mut command = Cli::command().args_override_self(true);
-    for (name, learning_rate, epochs) in [
-        ("sft", "2e-5", "3"),
-        ("dpo", "1e-6", "1"),
-        ("kto", "1e-6", "1"),
-        ("spin", "1e-6", "1"),
-        ("reward", "1e-4", "1"),
-    ] {
+    for (name, rate) in args::LEARNING_RATES {
+        let help = format!(
+            "Peak learning rate [default: {rate}; of a model less than {ORDINARY_WIDTH} wide {rate} x \
+             ({ORDINARY_WIDTH} / width)^2, {LARGEST_SCALED_RATE} at most]"
+        );
         command = command.mut_subcommand(name, |sub| {
-            sub.args_override_self(true)
-                .mut_arg("learning_rate", |arg| arg.default_value(learning_rate))
-                .mut_arg("num_train_epochs", |arg| arg.default_value(epochs))
+            sub.args_override_self(true).mut_arg("learning_rate", |arg| arg.help(help))
         });
     }
-    for (name, temperature, length, passes) in [
-        ("ppo", "0.7", "53", "4"),
-        ("rloo", "1", "256", "1"),
-        ("grpo", "1", "256", "1"),
-        ("online-dpo", "0.9", "64", "1"),
+    command = command
+        .mut_subcommand("sft", |sub| sub.mut_arg("num_train_epochs", |arg| arg.default_value("3")));
+    for (name, temperature, length, passes, micro_batches) in [
+        ("ppo", "0.7", "53", "4", "8"),
+        ("rloo", "1", "256", "1", "8"),
+        ("grpo", "1", "256", "1", "8"),
+        ("online-dpo", "0.9", "64", "1", "2"),
     ] {
         command = command.mut_subcommand(name, |sub| {
-            sub.args_override_self(true)
-                .mut_arg("learning_rate", |arg| {
-                    arg.help("Peak learning rate [default: 1e-5 x 4096 / the model's width]")
-                })
-                .mut_arg("max_length", |arg| arg.help("Longest prompt, in tokens"))
-                .mut_arg("gradient_accumulation_steps", |arg| arg.default_value("8"))
+            sub.mut_arg("max_length", |arg| arg.help("Longest prompt, in tokens"))
+                .mut_arg("gradient_accumulation_steps", |arg| arg.default_value(micro_batches))
                 .mut_arg("num_train_epochs", |arg| arg.default_value("3"))
                 .mut_arg("temperature", |arg| arg.default_value(temperature))
                 .mut_arg("response_length", |arg| arg.default_value(length))

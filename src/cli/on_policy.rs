@@ -66,16 +66,20 @@ pub struct OnPolicy<'a> {
     pub algorithm: &'a dyn Algorithm,
     /// Completions of each prompt.
     pub num_generations: usize,
+    /// Whether completions that did not end have no part in the loss.
+    pub mask_truncated: bool,
     /// Where the value model starts, for an algorithm that has one.
     pub value_model: Option<PathBuf>,
     /// A file of texts and the weight of their likelihood.
     pub pretraining: Option<(PathBuf, f64)>,
 }
 
-/// The peak learning rate of a model of this width, where none is given: that which InstructGPT had for
-/// its PPO, at a width of 4096; the narrower, the higher (Yang et al. 2022, arXiv:2203.03466).
-fn learning_rate(hidden: usize) -> f64 {
-    1e-5 * 4096.0 / hidden.max(1) as f64
+impl<'a> OnPolicy<'a> {
+    /// One completion of a prompt, and nothing beside.
+    pub fn new(algorithm: &'a dyn Algorithm) -> Self {
+        let (value_model, pretraining) = (None, None);
+        OnPolicy { algorithm, num_generations: 1, mask_truncated: false, value_model, pretraining }
+    }
 }
 
 /// Runs a command.
@@ -84,12 +88,6 @@ pub fn run(train: &TrainArgs, args: &RolloutArgs, with: OnPolicy, given: &Given)
     if run.dtype != DType::F32 {
         let message = format!("--dtype {} with {}: expected f32", run.dtype, given.command);
         return Err(Error::Unsupported(message));
-    }
-    if train.learning_rate.is_none() {
-        let hidden = run.folder.config.hidden;
-        run.config.learning_rate = learning_rate(hidden);
-        let rate = run.config.learning_rate;
-        run.note(&format!("learning_rate is {rate:.3e}, for a model of width {hidden}"));
     }
     run.to_come = 1;
     let (prompts, held_out) = run.datasets::<Prompt>(false)?;
@@ -104,6 +102,7 @@ pub fn run(train: &TrainArgs, args: &RolloutArgs, with: OnPolicy, given: &Given)
         temperature: args.temperature,
         eos,
         missing_eos_penalty: args.missing_eos_penalty,
+        mask_truncated: with.mask_truncated,
         epochs: args.num_ppo_epochs,
         mini_batches: args.num_mini_batches,
         total_episodes: args.total_episodes,

@@ -26,11 +26,6 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let options = LossOptions { beta: args.beta, ..LossOptions::default() };
     let objective = PairObjective::parse(&args.loss_type, &options)?;
     let algorithm = OnlineDpo { objective };
-    let with = OnPolicy {
-        algorithm: &algorithm,
-        num_generations: 2,
-        value_model: None,
-        pretraining: None,
-    };
+    let with = OnPolicy { num_generations: 2, ..OnPolicy::new(&algorithm) };
     train(&args.train, &args.rollout, with, given)
 }

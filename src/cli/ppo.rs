@@ -94,6 +94,6 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let adaptive = args.adaptive_kl.then_some(adaptive);
     let algorithm = PpoAlgorithm { ppo, adaptive, whiten_rewards: args.whiten_rewards };
     let value_model = args.value_model_path;
-    let with = OnPolicy { algorithm: &algorithm, num_generations: 1, value_model, pretraining };
+    let with = OnPolicy { value_model, pretraining, ..OnPolicy::new(&algorithm) };
     train(&args.train, &args.rollout, with, given)
 }

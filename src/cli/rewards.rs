@@ -22,6 +22,15 @@ pub struct RewardArgs {
     /// [default: none]
     #[arg(long, value_name = "DIR")]
     judge: Option<PathBuf>,
+    #[command(flatten)]
+    program: ProgramArgs,
+    #[command(flatten)]
+    judging: JudgeArgs,
+}
+
+/// Rewards that no model gives.
+#[derive(clap::Args, Debug)]
+pub struct ProgramArgs {
     /// A program, run by the shell: it reads a line of {"prompt": ..., "completion": ...} for each
     /// answer, and writes a line for each: a number, {"reward": x}, or null
     /// [default: none]
@@ -33,8 +42,6 @@ pub struct RewardArgs {
     /// A reward by name [default: none]
     #[arg(long, value_name = "NAME")]
     reward: Option<RewardName>,
-    #[command(flatten)]
-    judging: JudgeArgs,
 }
 
 /// A reward by name.
@@ -57,8 +64,7 @@ impl RewardArgs {
     fn count(&self) -> usize {
         usize::from(self.reward_model_path.is_some())
             + usize::from(self.judge.is_some())
-            + usize::from(self.reward_command.is_some())
-            + usize::from(self.reward.is_some())
+            + self.program.count()
     }
 
     /// Opens the source, for completions of the model in `policy`; `batch_size` of them pass through a
@@ -82,6 +88,26 @@ impl RewardArgs {
         if let Some(path) = &self.judge {
             return Ok(Box::new(JudgeReward(self.judging.open(path, device)?)));
         }
+        self.program.open()
+    }
+
+    /// The reward model's folder, where the rewards are one's.
+    pub fn model(&self) -> Option<&Path> {
+        self.reward_model_path.as_deref()
+    }
+}
+
+impl ProgramArgs {
+    /// How many sources are given.
+    pub fn count(&self) -> usize {
+        usize::from(self.reward_command.is_some()) + usize::from(self.reward.is_some())
+    }
+
+    /// Opens the one that is given.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where there is none, and those of the program.
+    pub fn open(&self) -> Result<Box<dyn Reward>> {
         if let Some(command) = &self.reward_command {
             let seconds = self.reward_timeout;
             let timeout = Duration::try_from_secs_f64(seconds).ok().filter(|t| !t.is_zero());
@@ -91,15 +117,13 @@ impl RewardArgs {
             let options = CommandOptions { command: command.clone(), timeout };
             return Ok(Box::new(CommandReward::start(options)?));
         }
-        Ok(Box::new(FunctionReward(match self.reward {
-            Some(RewardName::Length) => |answer| answer.completion_ids.len() as f64,
-            Some(RewardName::Brevity) => |answer| -(answer.completion_ids.len() as f64),
-            _ => |answer| world::reward(answer.completion),
+        let Some(name) = self.reward else {
+            return Err(Error::setting("reward", "a source of rewards", "none"));
+        };
+        Ok(Box::new(FunctionReward(match name {
+            RewardName::Demo => |answer| world::reward(answer.completion),
+            RewardName::Length => |answer| answer.completion_ids.len() as f64,
+            RewardName::Brevity => |answer| -(answer.completion_ids.len() as f64),
         })))
-    }
-
-    /// The reward model's folder, where the rewards are one's.
-    pub fn model(&self) -> Option<&Path> {
-        self.reward_model_path.as_deref()
     }
 }

@@ -13,6 +13,9 @@ pub struct Args {
     train: TrainArgs,
     #[command(flatten)]
     rollout: RolloutArgs,
+    /// Leave completions that did not end out of the loss
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    mask_truncated_completions: bool,
     /// Completions of each prompt
     #[arg(long, default_value_t = 2, value_name = "N")]
     num_generations: usize,
@@ -33,7 +36,10 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let loss = Rloo { clip, beta, normalize_advantages: args.normalize_advantages };
     loss.validate()?;
     let (num_generations, algorithm) = (args.num_generations, RlooAlgorithm(loss));
-    let with =
-        OnPolicy { algorithm: &algorithm, num_generations, value_model: None, pretraining: None };
+    let with = OnPolicy {
+        num_generations,
+        mask_truncated: args.mask_truncated_completions,
+        ..OnPolicy::new(&algorithm)
+    };
     train(&args.train, &args.rollout, with, given)
 }

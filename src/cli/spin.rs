@@ -52,7 +52,7 @@ enum LossName {
 /// Runs `collimate spin`.
 pub fn run(args: Args, given: &Given) -> Result<()> {
     let device = args.train.model.machine.device()?;
-    let config = args.train.config(&given.command, &device)?;
+    let mut config = args.train.config(&given.command, &device)?;
     if args.num_iterations == 0 {
         return Err(Error::setting("num_iterations", "at least 1", 0));
     }
@@ -74,7 +74,11 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let open = |path: &Path| Dataset::<Example>::open(path, tokenizer.clone(), &options);
     let sets = std::iter::once(&args.train.dataset_name).chain(&args.train.eval_dataset);
     let sets = sets.map(|path| open(path)).collect::<Result<Vec<_>>>()?;
-    let progress = Progress::new()?;
+    let mut progress = Progress::new()?;
+    if let Some((rate, said)) = args.train.default_rate(&given.command, folder.config.hidden) {
+        config.learning_rate = rate;
+        said.iter().for_each(|said| progress.note(said));
+    }
     claim(&config, args.train.overwrite_output_dir, given)?;
     let mut spin = Spin { args: &args, config, objective, device, tokenizer, options, progress };
     for data in &sets {

@@ -45,10 +45,14 @@ impl<'a> Run<'a> {
     /// Checks the settings and opens the model.
     pub fn new(args: &'a TrainArgs, given: &'a Given) -> Result<Self> {
         let (device, dtype) = args.model.machine.open()?;
-        let config = args.config(&given.command, &device)?;
+        let mut config = args.config(&given.command, &device)?;
         let folder = ModelFolder::open(&config.model)?;
         let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
-        let progress = Progress::new()?;
+        let mut progress = Progress::new()?;
+        if let Some((rate, said)) = args.default_rate(&given.command, folder.config.hidden) {
+            config.learning_rate = rate;
+            said.iter().for_each(|said| progress.note(said));
+        }
         let (to_come, score) = (0, None);
         Ok(Run { args, given, config, device, dtype, folder, tokenizer, to_come, progress, score })
     }

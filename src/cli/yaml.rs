@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_norway::{Mapping, Value};
 
 use super::trl::{self, Known};
+use crate::train::TrainConfig;
 use crate::{Error, Result};
 
 const MAX_BYTES: u64 = 1 << 20;
@@ -199,7 +200,8 @@ impl Given {
         const NOT_SETTINGS: [&str; 3] =
             ["config", "resume_from_checkpoint", "overwrite_output_dir"];
         // By name: flags and a file that say the same give the same bytes.
-        let mut settings = BTreeMap::from([("output_dir", Value::Null)]);
+        let mut settings =
+            BTreeMap::from([("learning_rate", Value::Null), ("output_dir", Value::Null)]);
         for id in matches.ids().map(clap::Id::as_str) {
             // Groups of flags have ids too, but no values of their own.
             let group = id.chars().next().is_some_and(char::is_uppercase);
@@ -225,12 +227,16 @@ impl Given {
         Given { command: command.to_string(), settings }
     }
 
-    /// As a YAML file, with the output directory that was used.
-    pub fn to_yaml(&self, output_dir: &std::path::Path) -> Result<String> {
+    /// As a YAML file, with the output directory and the learning rate that were used.
+    pub fn to_yaml(&self, config: &TrainConfig) -> Result<String> {
         let mut settings = self.settings.clone();
-        settings.insert("output_dir".into(), output_dir.display().to_string().into());
+        let output_dir = config.output_dir.display().to_string();
+        settings.insert("output_dir".into(), output_dir.into());
+        if settings.get("learning_rate").is_none_or(Value::is_null) {
+            settings.insert("learning_rate".into(), config.learning_rate.into());
+        }
         let body = serde_norway::to_string(&settings)
-            .map_err(|e| Error::file(output_dir, e.to_string()))?;
+            .map_err(|e| Error::file(&config.output_dir, e.to_string()))?;
         Ok(format!("# collimate {} --config config.yaml\n{body}", self.command))
     }
 }

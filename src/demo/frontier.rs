@@ -75,7 +75,7 @@ impl FrontierConfig {
     /// The default form.
     pub fn new(world: DemoConfig) -> Self {
         let world = DemoConfig { checkpoints: 0, ..world };
-        FrontierConfig { world, methods: vec![], bound_prompts: 128, bound_samples: 256 }
+        FrontierConfig { world, methods: vec![], bound_prompts: 128, bound_samples: 1024 }
     }
 }
 
@@ -140,10 +140,11 @@ fn point(
         Way::Pairs(_) => {
             let pairs = if setting.soft { "train-soft.jsonl" } else { "train.jsonl" };
             demo.align(reference, &dir.join(pairs))?;
+            demo.watcher.stage(&format!("  {}", setting.flags));
             demo.aligned()
         }
         Way::Samples(method) => {
-            demo.watcher.stage(&setting.flags);
+            demo.watcher.stage(&format!("  {}", setting.flags));
             method.train(reference, dir, &runs, world.seed, demo.watcher)?;
             runs
         }
@@ -151,7 +152,6 @@ fn point(
     let model = Model::open(&path, Some(reference), &demo.device)?;
     let samples = demo.fresh(&model)?;
     let (measured, kl) = (samples.measure(&demo.held_out), model.kl(&samples)?);
-    demo.watcher.stage(&format!("  {}", setting.flags));
     demo.watcher.done(&format!("reward {}, KL {kl}", measured.reward));
     Ok(FrontierPoint {
         method: setting.name.into(),

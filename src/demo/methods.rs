@@ -102,14 +102,21 @@ pub fn settings() -> Result<Vec<Setting>> {
     });
     let place = all.iter().position(|setting| setting.family == margin).unwrap_or(all.len());
     all.splice(place..place, kto);
-    for (name, flag) in [("ppo", "--kl-coef"), ("rloo", "--beta"), ("grpo", "--beta")] {
-        all.extend([0.2, 0.4, 0.8, 1.6].map(|beta| Setting {
+    let strong = [0.2, 0.4, 0.8, 1.6];
+    for (name, flag, betas) in [
+        ("ppo", "--kl-coef", strong),
+        ("rloo", "--beta", strong),
+        ("grpo", "--beta", strong),
+        ("online-dpo", "--beta", [0.1, 0.3, 1.0, 3.0]),
+    ] {
+        all.extend(betas.map(|beta| Setting {
             name,
             family: "own samples and the true reward",
             flags: format!("{name} {flag} {beta}"),
             way: Way::Samples(match name {
                 "ppo" => OnPolicy::Ppo(beta),
                 "rloo" => OnPolicy::Rloo(beta),
+                "online-dpo" => OnPolicy::OnlineDpo(beta),
                 _ => OnPolicy::Grpo(beta),
             }),
             soft: false,

@@ -5,10 +5,10 @@ use std::path::Path;
 use super::model::Model;
 use super::{MAX_LENGTH, Watcher, world};
 use crate::data::{Dataset, Limits, Options, Prompt};
-use crate::losses::{Grpo, Ppo, Rloo};
+use crate::losses::{Grpo, LossOptions, PairObjective, Ppo, Rloo};
 use crate::models::ScoreInit;
 use crate::rewards::FunctionReward;
-use crate::train::algorithms::{Algorithm, GrpoAlgorithm, PpoAlgorithm, RlooAlgorithm};
+use crate::train::algorithms::{Algorithm, GrpoAlgorithm, OnlineDpo, PpoAlgorithm, RlooAlgorithm};
 use crate::train::{Critic, OnPolicyTrainer, RolloutConfig, Sampler, TrainConfig};
 use crate::{Device, Result};
 
@@ -18,6 +18,7 @@ pub enum OnPolicy {
     Ppo(f64),
     Rloo(f64),
     Grpo(f64),
+    OnlineDpo(f64),
 }
 
 /// Completions of a step, and the steps.
@@ -63,6 +64,11 @@ impl OnPolicy {
                 let rloo = Rloo { beta, ..Rloo::default() };
                 (Box::new(RlooAlgorithm(rloo)), TOGETHER, 1)
             }
+            OnPolicy::OnlineDpo(beta) => {
+                let options = LossOptions { beta, ..LossOptions::default() };
+                let objective = PairObjective::parse("sigmoid", &options)?;
+                (Box::new(OnlineDpo { objective }), 2, 1)
+            }
             OnPolicy::Grpo(beta) => {
                 let grpo = Grpo { beta, ..Grpo::default() };
                 (Box::new(GrpoAlgorithm { grpo, longest: MAX_LENGTH / 2 }), TOGETHER, 1)
@@ -74,6 +80,7 @@ impl OnPolicy {
             temperature: 1.0,
             eos: tokenizer.stop_ids().to_vec(),
             missing_eos_penalty: None,
+            mask_truncated: false,
             epochs,
             mini_batches: 1,
             total_episodes: None,

@@ -14,7 +14,7 @@ pub use answers::Answers;
 pub use file::{Policies, policy_on_file, rewards_on_file};
 pub use findings::{Findings, Rate};
 pub use models::{LanguageModel, Likelihood, RewardModel};
-pub use samples::{Sample, Wins, kl, win_by_judge, win_by_reward};
+pub use samples::{Sample, Wins, kl, win_by_judge};
 
 use crate::train::Observer;
 use crate::{Error, Result};

@@ -4,7 +4,7 @@ use super::Batching;
 use super::answers::Answers;
 use super::findings::{Findings, Rate};
 use super::in_parts;
-use super::models::{LanguageModel, RewardModel};
+use super::models::LanguageModel;
 use crate::Result;
 use crate::judge::Judge;
 use crate::nn::LayoutBuilder;
@@ -63,6 +63,12 @@ impl Wins {
         Wins { outcomes: leads.map(|lead| lead.map(outcome)).collect() }
     }
 
+    /// By the scores of `(model's, reference's)` answers.
+    pub fn by_scores(scores: &[Vec<Option<f64>>]) -> Self {
+        let lead = |own: &Vec<Option<f64>>| Some(own.first().copied()?? - own.get(1).copied()??);
+        Wins::of(scores.iter().map(lead))
+    }
+
     /// Adds the win rate and the counts.
     pub fn tell(&self, into: &mut Findings) {
         let known: Vec<f64> = self.outcomes.iter().flatten().copied().collect();
@@ -75,20 +81,6 @@ impl Wins {
         into.count("losses", count(0.0), "");
         into.count("no_answer", self.outcomes.len() - known.len(), "prompts left out");
     }
-}
-
-/// Wins by a reward model's scores of `(model's, reference's)` answers, with the scores. Two answers that
-/// are the same are a tie.
-pub fn win_by_reward(
-    model: &RewardModel,
-    rows: &[Answers],
-    batching: &Batching,
-    observer: &mut dyn Observer,
-) -> Result<(Wins, Vec<Vec<Option<f64>>>)> {
-    let scores = model.scores(rows, batching, observer)?;
-    let lead =
-        |scores: &Vec<Option<f64>>| Some(scores.first().copied()?? - scores.get(1).copied()??);
-    Ok((Wins::of(scores.iter().map(lead)), scores))
 }
 
 /// Wins by a judge that is shown both answers in both orders: the one with more than half of the mean

@@ -57,6 +57,24 @@ pub struct TrainConfig {
     pub sync_ref_model: Option<SyncRefModel>,
 }
 
+/// The width from which on a model is an ordinary one, whose learning rates are TRL's.
+pub const ORDINARY_WIDTH: usize = 1024;
+
+/// The largest learning rate that a narrow model is given.
+pub const LARGEST_SCALED_RATE: f64 = 2e-3;
+
+/// What a usual learning rate becomes for a model of this width, where none is given: the same from
+/// [`ORDINARY_WIDTH`] on. A narrower one learns nothing at it, and has it raised by the number of weights
+/// that its matrices lack, `(1024 / width)^2`, to [`LARGEST_SCALED_RATE`] at most.
+///
+/// Adam moves each weight by about its rate, and a sum over a width of `n` by `n` times that (Yang et al.
+/// 2022, arXiv:2203.03466); the square is by trial, at widths of 64.
+pub fn scaled_learning_rate(usual: f64, width: usize) -> f64 {
+    let narrow = ORDINARY_WIDTH as f64 / width.max(1) as f64;
+    let scaled = usual * (narrow * narrow).max(1.0);
+    scaled.min(LARGEST_SCALED_RATE.max(usual))
+}
+
 /// A reference that follows the policy: `reference <- alpha policy + (1 - alpha) reference`.
 ///
 /// Gorbatovski et al. 2024 (arXiv:2404.09656), TR-DPO: soft with a small alpha and often, hard with an
@@ -220,6 +238,15 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn narrow_models_learn_faster() {
+        assert_eq!(scaled_learning_rate(1e-6, 896 * 2), 1e-6);
+        assert_eq!(scaled_learning_rate(1e-6, 1024), 1e-6);
+        approx::assert_relative_eq!(scaled_learning_rate(1e-6, 64), 2.56e-4, epsilon = 1e-18);
+        assert_eq!(scaled_learning_rate(1e-4, 64), 2e-3);
+        assert_eq!(scaled_learning_rate(0.1, 64), 0.1);
+    }
 
     #[test]
     fn rates_are_those_of_hugging_face() {

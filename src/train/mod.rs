@@ -19,7 +19,10 @@ pub mod methods;
 
 pub use batches::Batches;
 pub use checkpoint::list as checkpoints;
-pub use config::{Resume, Schedule, SyncRefModel, TrainConfig, Warmup};
+pub use config::{
+    LARGEST_SCALED_RATE, ORDINARY_WIDTH, Resume, Schedule, SyncRefModel, TrainConfig, Warmup,
+    scaled_learning_rate,
+};
 pub use critic::{Critic, VALUE_FOLDER};
 pub use device_scores::DeviceScores;
 pub use methods::Method;

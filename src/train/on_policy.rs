@@ -185,6 +185,7 @@ impl Run<'_> {
         let (algorithm, beta) = (self.algorithm, self.algorithm.beta());
         let kl_coef = session.state.kl_coef.unwrap_or(beta);
         rollout::metrics(&episodes, kl_coef, means);
+        self.warn(session, &episodes);
         if let Some(adaptive) = algorithm.adaptive() {
             let n = episodes.len();
             let kl = episodes.iter().map(Episode::kl).sum::<f64>() / n.max(1) as f64;
@@ -200,6 +201,24 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Tells once that most completions are cut off: what is rewarded then is not what was meant.
+    fn warn(&self, session: &mut Session, episodes: &[Episode]) {
+        let cut = episodes.iter().filter(|e| !e.ended).count();
+        let rollout = self.sampler.rollout;
+        if session.state.warned || rollout.eos.is_empty() || 2 * cut <= episodes.len() {
+            return;
+        }
+        session.state.warned = true;
+        let longest = episodes.iter().map(|e| e.completion.len()).max().unwrap_or(0);
+        session.observer.note(&format!(
+            "step {}: {cut} of {} completions did not end within {longest} tokens; if they used to, the \
+             policy may have found that going on pays: more weight of the KL to the reference, or \
+             --missing-eos-penalty, holds it",
+            session.state.step,
+            episodes.len(),
+        ));
     }
 
     /// Log-probs under policy and reference, and values.
@@ -236,7 +255,10 @@ impl Run<'_> {
         self.critic.as_mut().map_or(Ok(()), Critic::clear)?;
         let micros: Vec<MicroBatch> =
             mini_batch.iter().map(|m| method.micro_batch(m)).collect::<Result<_>>()?;
-        let totals = StepTotals::of(&micros);
+        let mut totals = StepTotals::of(&micros);
+        let masked = mini_batch.iter().flatten().map(|&e| &method.episodes[e]);
+        totals.scored_tokens -=
+            masked.filter(|e| e.masked).map(|e| e.completion.len()).sum::<usize>();
         let (mut policy_loss, mut value_loss, mut clipped) = (0.0, 0.0, 0);
         for micro in &micros {
             let mut scores = Scores::default();

@@ -25,6 +25,8 @@ pub struct RolloutConfig {
     pub eos: Vec<i32>,
     /// What a completion without one of them loses.
     pub missing_eos_penalty: Option<f64>,
+    /// Whether such a completion has no part in the loss.
+    pub mask_truncated: bool,
     /// Passes over each batch of completions.
     pub epochs: usize,
     /// Optimiser steps of each pass.
@@ -80,6 +82,8 @@ pub struct Episode {
     pub completion: Vec<i32>,
     /// Whether such a token ended it.
     pub ended: bool,
+    /// Whether it has no part in the loss; its reward has one in those of its prompt.
+    pub masked: bool,
     /// The reward.
     pub score: f64,
     /// Log-probs under the policy that sampled it, by the training forward.
@@ -174,7 +178,8 @@ impl Sampler<'_> {
         let rewarded = rewarded.filter_map(|((episode, completion), score)| {
             let ended = completion.last().is_some_and(|last| self.rollout.eos.contains(last));
             let penalty = if ended { 0.0 } else { self.rollout.missing_eos_penalty.unwrap_or(0.0) };
-            Some(Episode { completion, ended, score: score? - penalty, ..episode })
+            let masked = self.rollout.mask_truncated && !ended;
+            Some(Episode { completion, ended, masked, score: score? - penalty, ..episode })
         });
         Ok(rewarded.collect())
     }
@@ -202,5 +207,6 @@ pub fn metrics(episodes: &[Episode], kl_coef: f64, means: &mut Means) {
     means.add("objective/rlhf_reward", scores - kl_coef * kl);
     means.add("objective/scores", scores);
     means.add("val/num_eos_tokens", episodes.iter().filter(|e| e.ended).count() as f64);
+    means.add("completions/clipped_ratio", mean(&|e| f64::from(!e.ended)));
     means.add("completions/mean_length", mean(&|e| e.completion.len() as f64));
 }

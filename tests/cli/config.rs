@@ -204,7 +204,8 @@ fn help_states_every_default() {
         });
         assert_eq!(silent, None, "{command}");
         if !rate.is_empty() {
-            assert!(help.out.contains(&format!("[default: {rate}]")), "{}", help.out);
+            let default = format!("[default: {rate}; of a model less than 1024 wide {rate} x");
+            assert!(help.out.contains(&default), "{}", help.out);
             let (_, after) = help.out.split_once("--num-train-epochs").unwrap();
             let default = after.split("[default: ").nth(1).unwrap();
             assert!(default.starts_with(&format!("{epochs}]")), "{default}");

@@ -7,7 +7,7 @@ use collimate::nn::Scorer;
 use collimate::{Device, Tensor};
 use serde_json::{Value, json};
 
-use super::{Fixture, Run, collimate, pairs};
+use super::{Fixture, Run, collimate, collimate_with, pairs};
 use crate::shared::shared;
 
 const TEMPLATES: &str = "compare: '{prompt}|{first}|{second}|'\noptions: [a, b]\n\
@@ -219,6 +219,25 @@ fn a_judge_is_shown_both_orders() {
 }
 
 #[test]
+fn rewards_by_name_and_of_a_program() {
+    let (fixture, ..) = trained();
+    let models = format!(
+        "--model {} --reference-model {} --prompts {} --max-new-tokens 12",
+        fixture.at("dpo"),
+        fixture.at("model"),
+        fixture.at("pairs.jsonl")
+    );
+    let named = findings(&format!("{models} --reward length"));
+    assert!(close(number(&named, "reward"), number(&named, "completion_tokens")), "{named}");
+    let words = format!("eval {models} --json --reward-command");
+    let program = "while read -r line; do echo 0.5; done";
+    let run = collimate_with(words.split_whitespace().chain([program]));
+    assert!(run.ok(), "{run:?}");
+    let half: Value = serde_json::from_str(&run.out).unwrap();
+    assert!(close(number(&half, "reward"), 0.5) && number(&half, "ties") == 24.0, "{half}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_said_in_one_line() {
     let (fixture, ..) = trained();
     let (pairs, model) = (fixture.at("pairs.jsonl"), fixture.at("model"));
@@ -230,10 +249,15 @@ fn what_cannot_be_measured_is_said_in_one_line() {
         (format!("--dataset {pairs} --reward-model {model}"), "expected a reward model"),
         (format!("--dataset {pairs} --model {}", fixture.at("reward")), "score.weight"),
         (format!("--dataset {prompts} --model {model}"), "expected rows with answers"),
-        (format!("--prompts {pairs} --model {model}"), "a --reference-model or a --reward-model"),
+        (
+            format!("--prompts {pairs} --model {model}"),
+            "a --reference-model or a source of rewards",
+        ),
         (format!("--prompts {pairs}"), "--model-name-or-path"),
         (format!("--dataset {pairs} --model {model} --output x"), "--output is to hold"),
         (format!("--dataset {pairs} --model {model} --judge {model}"), "--prompts"),
+        (format!("--dataset {pairs} --model {model} --reward length"), "--prompts"),
+        (format!("--prompts {pairs} --model {model} --reward length --judge {model}"), "got 2"),
         (format!("--dataset {pairs} --model {model} --beta 0"), "beta: expected a positive number"),
         (format!("--dataset {pairs} --model {model} --max-length 1"), "max_length"),
         (format!("--dataset {pairs}.not --model {model}"), "pairs.jsonl.not"),

@@ -2,6 +2,7 @@
 
 mod config;
 mod data;
+mod defaults;
 #[cfg(feature = "emulate")]
 mod device;
 mod eval;

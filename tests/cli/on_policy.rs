@@ -70,6 +70,21 @@ fn the_first_ratios_are_exactly_one() {
 }
 
 #[test]
+fn completions_that_did_not_end_can_be_left_out() {
+    let fixture = Fixture::new();
+    for method in ["rloo", "grpo"] {
+        let (still, masked) = (format!("{method}-still"), format!("{method}-masked"));
+        fixture.train(method, &still, &format!("{SHAPE} --learning-rate 0"));
+        // Without a token that ends them no completion does.
+        let more = format!("{SHAPE} --stop-token none --mask-truncated-completions");
+        let metrics = fixture.train(method, &masked, &more);
+        assert_eq!(values(&metrics, "completions/clipped_ratio"), [1.0; 3]);
+        assert_eq!(values(&metrics, "grad_norm"), [0.0; 3], "{method}");
+        assert_eq!(fixture.weights(&masked), fixture.weights(&still), "{method}");
+    }
+}
+
+#[test]
 fn a_policy_that_stays_has_no_kl() {
     let fixture = Fixture::new();
     let more = format!("{SHAPE} --learning-rate 0");

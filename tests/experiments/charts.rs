@@ -9,6 +9,7 @@ use collimate::report::{Mark, Panel, Series, chart, value_functions};
 
 use super::kto::measured;
 use super::overfitting::{contradictory, ordered};
+use super::ppo;
 use super::reward_model;
 use super::rlhf_optimum::{REFERENCE, REWARDS, soft};
 use super::spin::{DATA, START, round};
@@ -78,6 +79,34 @@ fn dpo_draws_the_optimum_of_rlhf() {
         "dpo.svg",
         &chart("DPO reaches the optimum of RLHF", &[Panel { title, x, series }], 1),
     );
+}
+
+#[test]
+fn ppo_draws_the_optimum_of_rlhf() {
+    let betas: Vec<f64> = (0..=40).map(|i| 0.25 * 10f64.powf(f64::from(i) / 40.0)).collect();
+    let best = betas.iter().map(|&beta| ppo::optimum(beta)).map(|(r, kl)| (kl, r)).collect();
+    let reached = [0.3, 0.4, 0.5, 0.7, 1.0, 2.0].map(|beta| {
+        let [reward, kl, _] = ppo::train(beta, 300)[0];
+        (kl, reward)
+    });
+    let frontier = vec![
+        Series::new("reference times exp(r / beta)", 0, Mark::Line, best),
+        Series::new("PPO at beta 0.3 to 2", 1, Mark::Dots, reached.into()),
+    ];
+    let way = |(colour, beta): (usize, f64)| {
+        let points = ppo::train(beta, 15).into_iter().enumerate();
+        let points = points.map(|(i, [_, _, kl])| (15.0 * (i + 1) as f64, kl.log10()));
+        Series::new(&format!("beta {beta}"), colour, Mark::Line, points.collect())
+    };
+    let panels = [
+        Panel { title: "Reward".into(), x: "KL to the reference, nats".into(), series: frontier },
+        Panel {
+            title: "log10 of the KL to the optimum".into(),
+            x: "updates".into(),
+            series: [(1, 0.3), (2, 0.5), (3, 1.0)].map(way).into(),
+        },
+    ];
+    committed("ppo.svg", &chart("PPO reaches the optimum of RLHF", &panels, 2));
 }
 
 #[test]

@@ -103,25 +103,42 @@ fn measure(logits: &[f64], beta: f64) -> [f64; 3] {
     out
 }
 
+/// Trains from the uniform policy: what [`measure`] says after every `every` updates.
+pub(super) fn train(beta: f64, every: usize) -> Vec<[f64; 3]> {
+    let ppo = Ppo { gamma: 1.0, lambda: 0.95, ..Default::default() };
+    let mut random = Random::new(1);
+    let (mut logits, mut adam) = (vec![0.0; ROWS * VOCAB], Adam::new(ROWS * VOCAB));
+    let (mut values, mut value_adam) = (vec![0.0; ROWS], Adam::new(ROWS));
+    let mut measured = Vec::new();
+    for step in 0..UPDATES {
+        let rate = Rate::Decayed(0.02).at(step, UPDATES);
+        let policy = (&mut logits[..], &mut adam);
+        update(&ppo, beta, &mut random, policy, (&mut values, &mut value_adam), rate);
+        if (step + 1).is_multiple_of(every) {
+            measured.push(measure(&logits, beta));
+        }
+    }
+    measured
+}
+
+/// Score and KL to the reference of the optimum.
+pub(super) fn optimum(beta: f64) -> (f64, f64) {
+    let p = optimal(beta);
+    let rest = (1.0 - p) / (VOCAB as f64 - 1.0);
+    let entropy = -p * p.ln() - (1.0 - p) * rest.ln();
+    (LENGTH as f64 * p, LENGTH as f64 * ((VOCAB as f64).ln() - entropy))
+}
+
 #[test]
 fn ppo_reaches_the_gibbs_policy() {
-    let ppo = Ppo { gamma: 1.0, lambda: 0.95, ..Default::default() };
     for (beta, reward, divergence) in
         [(0.3, 2.710, 2.887), (0.5, 2.134, 1.404), (1.0, 1.426, 0.354)]
     {
-        let mut random = Random::new(1);
-        let (mut logits, mut adam) = (vec![0.0; ROWS * VOCAB], Adam::new(ROWS * VOCAB));
-        let (mut values, mut value_adam) = (vec![0.0; ROWS], Adam::new(ROWS));
-        for step in 0..UPDATES {
-            let rate = Rate::Decayed(0.02).at(step, UPDATES);
-            let policy = (&mut logits[..], &mut adam);
-            update(&ppo, beta, &mut random, policy, (&mut values, &mut value_adam), rate);
-        }
-        let [score, to_reference, to_optimum] = measure(&logits, beta);
+        let [score, to_reference, to_optimum] = train(beta, UPDATES)[0];
+        let (best, kl) = optimum(beta);
         assert!(to_optimum < 1e-4, "beta {beta}: {to_optimum:e} from the optimum");
-        assert_near("score", &[score], &[LENGTH as f64 * optimal(beta)], 0.002);
+        assert_near("score", &[score], &[best], 0.002);
         assert_near("kl", &[to_reference], &[divergence], 0.01);
-        let digits = LENGTH as f64 * optimal(beta);
-        assert_near("score, three digits", &[digits], &[reward], 5.1e-4);
+        assert_near("closed form, three digits", &[best, kl], &[reward, divergence], 5.1e-4);
     }
 }

@@ -10,7 +10,7 @@ pub use ppo::PpoAlgorithm;
 
 use std::ops::Range;
 
-use super::methods::{Method, MicroBatch, Scores, SequenceLoss, StepTotals};
+use super::methods::{Coefficients, Method, MicroBatch, Scores, SequenceLoss, StepTotals};
 use super::metrics::Means;
 use super::rollout::{self, Episode};
 use crate::Result;
@@ -115,13 +115,36 @@ impl Method for Learning<'_> {
         scores: &Scores,
         step: &StepTotals,
     ) -> Result<SequenceLoss> {
-        self.algorithm.loss(&self.scored(batch, range, scores), step)
+        let scored = self.scored(batch, range, scores);
+        let kept: Vec<Scored> = scored.iter().filter(|s| !s.episode.masked).copied().collect();
+        if kept.len() == scored.len() {
+            return self.algorithm.loss(&scored, step);
+        }
+        let out = self.algorithm.loss(&kept, step)?;
+        Ok(SequenceLoss { coefficients: unmasked(&scored, out.coefficients), ..out })
     }
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
         let all = 0..scores.tokens.len();
         means.add("policy/entropy_avg", scores.token_mean(&scores.entropy, all.clone()));
         self.algorithm.metrics(&self.scored(batch, all, scores), means)
+    }
+}
+
+/// Coefficients of the completions that are not masked, with zeros for the others in their places.
+fn unmasked(scored: &[Scored], own: Coefficients) -> Coefficients {
+    let spread = |own: Vec<f64>, size: &dyn Fn(&Scored) -> usize| {
+        let mut own = own.into_iter();
+        let mut all = Vec::new();
+        for s in scored {
+            let masked = s.episode.masked;
+            all.extend((0..size(s)).map(|_| if masked { Some(0.0) } else { own.next() }));
+        }
+        all.into_iter().flatten().collect()
+    };
+    match own {
+        Coefficients::Sequences(own) => Coefficients::Sequences(spread(own, &|_| 1)),
+        Coefficients::Tokens(own) => Coefficients::Tokens(spread(own, &|s| s.logps.len())),
     }
 }
 
@@ -135,4 +158,29 @@ fn clip_metrics(outputs: &[PolicyOutput], scored: &[Scored], means: &mut Means) 
     means.add("policy/approxkl_avg", mean(squares.iter().sum(), squares.len()));
     means.add("policy/clipfrac_avg", mean(clipped as f64, outputs.len()));
     means.add("val/ratio", mean(ratios, outputs.len()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masked_completions_have_zeros_in_their_places() {
+        let episodes = [false, true, false].map(|masked| Episode { masked, ..Episode::default() });
+        let logps = [0.0; 4];
+        let lengths = [2, 4, 1];
+        let scored: Vec<Scored> = episodes
+            .iter()
+            .zip(lengths)
+            .map(|(episode, n)| Scored { episode, logps: &logps[..n], logp: 0.0 })
+            .collect();
+        match unmasked(&scored, Coefficients::Tokens(vec![1.0, 2.0, 3.0])) {
+            Coefficients::Tokens(all) => assert_eq!(all, [1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 3.0]),
+            other => panic!("{other:?}"),
+        }
+        match unmasked(&scored, Coefficients::Sequences(vec![1.0, 2.0])) {
+            Coefficients::Sequences(all) => assert_eq!(all, [1.0, 0.0, 2.0]),
+            other => panic!("{other:?}"),
+        }
+    }
 }
