@@ -14,6 +14,9 @@ pub(super) fn queue<T: Element, C: Element>(
     output: Output,
 ) -> Result<()> {
     let (m, k) = super::oriented(&a, ta);
+    if k == 0 {
+        return empty_sums(cuda, c, output);
+    }
     let operand = |pointer: *const u8, stride: usize, trans: Trans| Operand {
         address: pointer.addr() as u64,
         stride,
@@ -32,4 +35,15 @@ pub(super) fn queue<T: Element, C: Element>(
     // SAFETY: the views hold their shapes and are of this device, `c` is borrowed to be written to,
     // and frees are queued behind the product.
     unsafe { cuda.queue_product(&product) }
+}
+
+/// What a product along no elements leaves: the library refuses it.
+fn empty_sums<C: Element>(cuda: &Cuda, c: ViewMut<'_, C>, output: Output) -> Result<()> {
+    let (rows, cols, stride) = (c.rows(), c.cols(), c.stride());
+    let at = c.on(OP, cuda)?.addr() as u64;
+    let rows = if output == Output::Set { rows } else { 0 };
+    // SAFETY: `c` holds the rows and is borrowed to be written to.
+    (0..rows).try_for_each(|r| unsafe {
+        cuda.zero(at + (r * stride * size_of::<C>()) as u64, cols * size_of::<C>())
+    })
 }
