@@ -280,7 +280,7 @@ impl Args {
                     completion_ids: &sample.completion,
                 })
                 .collect();
-            let scores = rewards::score(&mut *source, &answers)?;
+            let scores = rewards::score(&mut *source, &answers, 1)?;
             all.iter_mut().zip(scores).for_each(|(own, score)| own.push(score));
         }
         Ok(all)

@@ -71,7 +71,7 @@ pub fn run(args: Args) -> Result<()> {
 fn table(found: &Frontier) -> String {
     let mut text = String::new();
     let mut row = |name: &str, reward: &str, kl: &str, bound: &str, good: &str| {
-        let _ = writeln!(text, "{name:<64}{reward:>14}{kl:>14}{bound:>8}{good:>12}");
+        let _ = writeln!(text, "{name:<80}{reward:>14}{kl:>14}{bound:>8}{good:>12}");
     };
     row("", "reward", "KL", "bound", "well-formed");
     row("the reference", &found.reference.to_string(), "0", "", "");

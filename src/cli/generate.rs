@@ -105,7 +105,7 @@ pub fn run(args: Args) -> Result<()> {
     let repeated: Vec<Vec<i32>> =
         prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), times)).collect();
     let mut reward = match args.best_of {
-        Some(_) => Some(args.reward.open(path, args.batch_size, &device)?),
+        Some(_) => Some(args.reward.open(path, args.batch_size, false, &device)?),
         None => None,
     };
     let begin = Instant::now();
@@ -138,7 +138,7 @@ pub fn run(args: Args) -> Result<()> {
                     completion_ids: &completions[i],
                 })
                 .collect();
-            best(&rewards::score(&mut **reward, &asked)?, times)
+            best(&rewards::score(&mut **reward, &asked, times)?, times)
         }
     };
     let mut out = String::new();

@@ -115,7 +115,8 @@ pub fn run(train: &TrainArgs, args: &RolloutArgs, with: OnPolicy, given: &Given)
         }
         None => None,
     };
-    let mut reward = args.reward.open(&run.config.model, batch_size, &run.device)?;
+    let in_pairs = with.algorithm.together() == 2;
+    let mut reward = args.reward.open(&run.config.model, batch_size, in_pairs, &run.device)?;
     let (decoder, weights) = run.model()?;
     let critic = match with.algorithm.critic() {
         Some(_) => {

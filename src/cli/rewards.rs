@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use super::judge::JudgeArgs;
 use crate::demo::world;
 use crate::rewards::{
-    CommandOptions, CommandReward, FunctionReward, JudgeReward, ModelReward, Reward,
+    CommandOptions, CommandReward, ComparingJudge, FunctionReward, JudgeReward, ModelReward, Reward,
 };
 use crate::{Device, Error, Result};
 
@@ -18,7 +18,8 @@ pub struct RewardArgs {
     /// Folder of a reward model [default: none]
     #[arg(long, alias = "reward-model-name-or-path", value_name = "DIR")]
     reward_model_path: Option<PathBuf>,
-    /// Folder of a language model that rates answers from 1 to 10; the reward is from -1 to 1
+    /// Folder of a language model that rates answers from 1 to 10, a reward from -1 to 1; with online-dpo
+    /// it compares the two of a prompt, shown in both orders
     /// [default: none]
     #[arg(long, value_name = "DIR")]
     judge: Option<PathBuf>,
@@ -68,7 +69,7 @@ impl RewardArgs {
     }
 
     /// Opens the source, for completions of the model in `policy`; `batch_size` of them pass through a
-    /// reward model together.
+    /// reward model together. Where they come `in_pairs`, a judge compares the two of a prompt.
     ///
     /// # Errors
     /// [`Error::Setting`] where there is none or more than one, and those of the source.
@@ -76,6 +77,7 @@ impl RewardArgs {
         &self,
         policy: &Path,
         batch_size: usize,
+        in_pairs: bool,
         device: &Device,
     ) -> Result<Box<dyn Reward>> {
         if self.count() != 1 {
@@ -86,7 +88,11 @@ impl RewardArgs {
             return Ok(Box::new(ModelReward::open(path, policy, batch_size, device)?));
         }
         if let Some(path) = &self.judge {
-            return Ok(Box::new(JudgeReward(self.judging.open(path, device)?)));
+            let judge = self.judging.open(path, device)?;
+            return Ok(match in_pairs {
+                true => Box::new(ComparingJudge(judge)),
+                false => Box::new(JudgeReward(judge)),
+            });
         }
         self.program.open()
     }

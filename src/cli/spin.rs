@@ -79,6 +79,9 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
         config.learning_rate = rate;
         said.iter().for_each(|said| progress.note(said));
     }
+    if config.resume.in_place(&config.output_dir) {
+        given.agrees(&config.output_dir, &OF_ONE_RUN)?;
+    }
     claim(&config, args.train.overwrite_output_dir, given)?;
     let mut spin = Spin { args: &args, config, objective, device, tokenizer, options, progress };
     for data in &sets {
@@ -90,6 +93,10 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     // On the pool's own threads: each operation is spared waking another one.
     rayon::scope(|_| spin.play(&sets))
 }
+
+/// Settings that iterations must have in common with those of a run that goes on.
+const OF_ONE_RUN: [&str; 7] =
+    ["seed", "max_new_tokens", "temperature", "top_k", "top_p", "beta", "loss_type"];
 
 /// A run of several iterations.
 struct Spin<'a> {

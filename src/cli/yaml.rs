@@ -227,6 +227,29 @@ impl Given {
         Given { command: command.to_string(), settings }
     }
 
+    /// Checks that these of the settings are those of the run in `dir`, where there is one.
+    pub fn agrees(&self, dir: &std::path::Path, names: &[&str]) -> Result<()> {
+        let path = dir.join("config.yaml");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        let then: Mapping = serde_norway::from_str(&text)
+            .map_err(|e| Error::file(&path, one_line(&e.to_string())))?;
+        let text = |value: Option<&Value>| value.and_then(scalar).unwrap_or("nothing".into());
+        let differ =
+            names.iter().map(|&name| (name, text(then.get(name)), text(self.settings.get(name))));
+        let differ: Vec<String> = differ
+            .filter(|(_, then, now)| then != now)
+            .map(|(name, then, now)| format!("{name}: expected {then}, got {now}"))
+            .collect();
+        match differ.is_empty() {
+            true => Ok(()),
+            false => Err(Error::file(&path, format!("another run's: {}", differ.join("; ")))),
+        }
+    }
+
     /// As a YAML file, with the output directory and the learning rate that were used.
     pub fn to_yaml(&self, config: &TrainConfig) -> Result<String> {
         let mut settings = self.settings.clone();

@@ -64,9 +64,26 @@ impl Architecture {
 /// What came from a file, fit for one line of an error.
 fn one_line(text: &str) -> String {
     const LIMIT: usize = 160;
-    let mut out: String = text.chars().take(LIMIT).flat_map(char::escape_debug).collect();
+    let mut out = String::new();
+    for c in text.chars().take(LIMIT) {
+        match c {
+            '"' | '\'' => out.push(c),
+            _ => out.extend(c.escape_debug()),
+        }
+    }
     if text.chars().nth(LIMIT).is_some() {
         out.push_str("...");
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn one_line_is_one_and_keeps_quotes() {
+        assert_eq!(one_line("[\"Foo\"]\n'bar'\u{1b}[0m"), "[\"Foo\"]\\n'bar'\\u{1b}[0m");
+        assert!(one_line(&"x".repeat(1000)).ends_with("x..."));
+    }
 }

@@ -6,7 +6,7 @@ mod model;
 pub use command::{CommandOptions, CommandReward};
 pub use model::ModelReward;
 
-use crate::judge::Judge;
+use crate::judge::{Comparison, Judge};
 use crate::{Error, Result};
 
 /// A completion that is to be rewarded.
@@ -27,14 +27,24 @@ pub trait Reward: Send {
     /// A finite reward of each answer; none where the source has nothing to say of it. Such an
     /// answer is counted and left out, never given a number.
     fn score(&mut self, answers: &[Answer]) -> Result<Vec<Option<f64>>>;
+
+    /// The same of answers that stand in groups of `size`, each to one prompt. A source that compares
+    /// answers compares those of a group.
+    fn score_groups(&mut self, answers: &[Answer], _size: usize) -> Result<Vec<Option<f64>>> {
+        self.score(answers)
+    }
 }
 
-/// [`Reward::score`], checked: as many as there are answers, and finite.
+/// [`Reward::score_groups`], checked: as many as there are answers, and finite.
 ///
 /// # Errors
 /// Those of the source, and [`Error::NonFinite`].
-pub fn score(source: &mut dyn Reward, answers: &[Answer]) -> Result<Vec<Option<f64>>> {
-    let scores = source.score(answers)?;
+pub fn score(
+    source: &mut dyn Reward,
+    answers: &[Answer],
+    group: usize,
+) -> Result<Vec<Option<f64>>> {
+    let scores = source.score_groups(answers, group)?;
     if scores.len() != answers.len() {
         let expected = format!("{} rewards, one an answer", answers.len());
         return Err(Error::shape("rewards", expected, scores.len().to_string()));
@@ -61,5 +71,32 @@ impl Reward for JudgeReward {
     fn score(&mut self, answers: &[Answer]) -> Result<Vec<Option<f64>>> {
         let texts: Vec<_> = answers.iter().map(|a| (a.prompt, a.completion)).collect();
         self.0.score(&texts)
+    }
+}
+
+/// A judge that compares the two answers of a prompt, shown in both orders: the probabilities of being the
+/// better one. Answers that do not stand in twos have its direct ratings.
+pub struct ComparingJudge(pub Judge);
+
+impl Reward for ComparingJudge {
+    fn score(&mut self, answers: &[Answer]) -> Result<Vec<Option<f64>>> {
+        let texts: Vec<_> = answers.iter().map(|a| (a.prompt, a.completion)).collect();
+        self.0.score(&texts)
+    }
+
+    fn score_groups(&mut self, answers: &[Answer], size: usize) -> Result<Vec<Option<f64>>> {
+        if size != 2 {
+            return self.score(answers);
+        }
+        let pairs = answers.chunks_exact(2);
+        let texts: Vec<_> =
+            pairs.map(|two| (two[0].prompt, two[0].completion, two[1].completion)).collect();
+        let said = self.0.compare(&texts)?;
+        let probs = |(said, (_, a, b)): (&Comparison, &(&str, &str, &str))| {
+            // Rounding must not decide between two answers that are the same.
+            let first = said.prob().map(|p| if a == b { 0.5 } else { p });
+            [first, first.map(|p| 1.0 - p)]
+        };
+        Ok(said.iter().zip(&texts).flat_map(probs).collect())
     }
 }

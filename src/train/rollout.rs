@@ -172,7 +172,7 @@ impl Sampler<'_> {
                 completion_ids,
             })
             .collect();
-        let scores = score(self.reward, &answers)?;
+        let scores = score(self.reward, &answers, times)?;
         means.add("val/no_reward", scores.iter().filter(|s| s.is_none()).count() as f64);
         let rewarded = episodes.into_iter().zip(completions).zip(scores);
         let rewarded = rewarded.filter_map(|((episode, completion), score)| {

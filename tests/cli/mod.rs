@@ -95,6 +95,39 @@ impl Fixture {
     }
 
     /// The bytes of the trained model in `out`.
+    /// Kills runs at moments of up to `until` times what a whole one takes, and goes on with each; every one
+    /// must end with the bytes of `whole`, which is made first.
+    fn kill_and_go_on(&self, method: &str, settings: &str, kills: usize, seed: u64, until: f64) {
+        let start = Instant::now();
+        self.train(method, "whole", settings);
+        let whole = start.elapsed().as_secs_f64();
+        let more = format!("{settings} --resume-from-checkpoint auto");
+        let mut random = Random::new(seed);
+        let (mut killed, mut name) = (0, 0);
+        while killed < kills {
+            name += 1;
+            let out = format!("broken-{name}");
+            loop {
+                let mut run = Running::of(&self.command(method, &out, &more));
+                let moment = Duration::from_secs_f64(random.between(0.05, until) * whole);
+                let start = Instant::now();
+                while start.elapsed() < moment && !run.ended() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                if !run.ended() && killed < kills {
+                    run.child.kill().unwrap();
+                    killed += 1;
+                    run.finish();
+                    continue;
+                }
+                let run = run.finish();
+                assert!(run.ok(), "{run:?}");
+                break;
+            }
+            assert_same(&self.path("whole"), &self.path(&out), |_| false);
+        }
+    }
+
     fn weights(&self, out: &str) -> Vec<u8> {
         std::fs::read(self.path(out).join("model.safetensors")).unwrap()
     }

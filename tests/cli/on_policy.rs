@@ -203,6 +203,32 @@ fn rewards_of_a_model_and_of_a_program() {
 }
 
 #[test]
+fn a_judge_compares_the_two_of_a_prompt() {
+    let fixture = Fixture::new();
+    let templates = "compare: '{prompt}|{first}|{second}|'\noptions: [a, b]\n\
+                     rate: '{prompt}|{completion}|'\nratings: [a, b, c]\n";
+    fixture.write("judge.yaml", templates);
+    let judge = format!(
+        "--judge {} --judge-templates {} --eval-dataset {}",
+        fixture.at("model"),
+        fixture.at("judge.yaml"),
+        fixture.at("pairs.jsonl")
+    );
+    let base = SHAPE.replace("--reward brevity", &judge);
+    let sure = |mass: &str| format!("{base} --judge-min-mass {mass}");
+    let metrics = fixture.train("online-dpo", "pairs", &sure("0"));
+    // Each pair's probabilities sum to one; ratings go below 0.
+    let scores = values(&metrics, "objective/scores");
+    assert!(scores.iter().all(|mean| (mean - 0.5).abs() < 1e-12), "{scores:?}");
+    assert_eq!(values(&metrics, "eval_objective/scores").len(), 1);
+    let rated = values(&fixture.train("rloo", "rated", &sure("0")), "objective/scores");
+    assert!(rated.iter().all(|mean| (mean - 0.5).abs() > 1e-6), "{rated:?}");
+    let silent = fixture.train("online-dpo", "silent", &sure("1"));
+    assert_eq!(values(&silent, "val/no_reward"), [8.0; 3]);
+    assert_eq!(fixture.weights("silent").len(), fixture.weights("pairs").len());
+}
+
+#[test]
 fn settings_outside_their_range() {
     let fixture = Fixture::new();
     for (more, says) in [

@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Fixture, Running, assert_same};
-use crate::random::Random;
 
 /// Steps, accumulation, checkpoints, logged lines and evaluations that fall apart.
 const SETTINGS: &str = "--max-steps 20 --per-device-train-batch-size 2 --save-steps 3 \
@@ -21,33 +20,7 @@ const AUTO: &str = "--resume-from-checkpoint auto";
 fn killed_at_any_moment() {
     let fixture = Fixture::new();
     let settings = settings(&fixture);
-    let start = Instant::now();
-    fixture.train("dpo", "whole", &settings);
-    let whole = start.elapsed().as_secs_f64();
-    let mut random = Random::new(11);
-    let (mut kills, mut name) = (0, 0);
-    while kills < 10 {
-        name += 1;
-        let out = format!("broken-{name}");
-        loop {
-            let mut run = Running::of(&fixture.command("dpo", &out, &format!("{settings} {AUTO}")));
-            let moment = Duration::from_secs_f64(random.between(0.05, 1.0) * whole);
-            let start = Instant::now();
-            while start.elapsed() < moment && !run.ended() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            if !run.ended() && kills < 10 {
-                run.child.kill().unwrap();
-                kills += 1;
-                run.finish();
-                continue;
-            }
-            let run = run.finish();
-            assert!(run.ok(), "{run:?}");
-            break;
-        }
-        assert_same(&fixture.path("whole"), &fixture.path(&out), |_| false);
-    }
+    fixture.kill_and_go_on("dpo", &settings, 10, 11, 1.0);
 }
 
 #[test]

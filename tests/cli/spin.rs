@@ -1,11 +1,8 @@
 //! Self-play: answers, then training, again and again.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 
-use super::{Fixture, Running, assert_same, collimate, pairs};
-use crate::random::Random;
+use super::{Fixture, assert_same, collimate, pairs};
 
 const SETTINGS: &str =
     "--num-iterations 3 --max-steps 6 --save-steps 2 --max-new-tokens 9 --threads 1";
@@ -58,36 +55,20 @@ fn every_iteration_plays_against_the_one_before() {
 #[test]
 fn killed_between_and_inside_iterations() {
     let fixture = Fixture::new();
-    let start = Instant::now();
-    fixture.train("spin", "whole", SETTINGS);
-    let whole = start.elapsed().as_secs_f64();
-    let mut random = Random::new(3);
-    let (mut kills, mut name) = (0, 0);
-    while kills < 8 {
-        name += 1;
-        let out = format!("broken-{name}");
-        loop {
-            let more = format!("{SETTINGS} {AUTO}");
-            let mut run = Running::of(&fixture.command("spin", &out, &more));
-            let moment = Duration::from_secs_f64(random.between(0.05, 0.8) * whole);
-            let start = Instant::now();
-            while start.elapsed() < moment && !run.ended() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            if !run.ended() && kills < 8 {
-                run.child.kill().unwrap();
-                kills += 1;
-                run.finish();
-                continue;
-            }
-            let run = run.finish();
-            assert!(run.ok(), "{run:?}");
-            break;
-        }
-        assert_same(&fixture.path("whole"), &fixture.path(&out), |_| false);
-    }
+    fixture.kill_and_go_on("spin", SETTINGS, 8, 3, 0.8);
     // At an end as well.
     fixture.train("spin", "whole", &format!("{SETTINGS} {AUTO}"));
+    assert_same(&fixture.path("whole"), &fixture.path("broken-1"), |_| false);
+    // Answers that were sampled otherwise are not gone on with.
+    for (more, says) in [
+        ("--temperature 0.5", "temperature: expected 1, got 0.5"),
+        ("--max-new-tokens 8", "max_new_tokens: expected 9, got 8"),
+        ("--seed 1", "seed: expected 42, got 1"),
+        ("--beta 0.2", "beta: expected 0.1, got 0.2"),
+        ("--loss-type hinge", "loss_type: expected sigmoid, got hinge"),
+    ] {
+        fixture.run("spin", "whole", &format!("{SETTINGS} {AUTO} {more}")).fails(&[says]);
+    }
     assert_same(&fixture.path("whole"), &fixture.path("broken-1"), |_| false);
 }
 
