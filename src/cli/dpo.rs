@@ -21,7 +21,7 @@ pub struct Args {
     train: TrainArgs,
     /// sigmoid (DPO), hinge, ipo (per token, as TRL), ipo_sum (as the paper), robust, exo_pair,
     /// apo_zero, apo_down, nca_pair, sppo_hard, sigmoid_norm, psi_po, slic_hf, kto_paired, simpo,
-    /// orpo, cpo; or a weighted list: sigmoid:1,sft:0.2
+    /// orpo, cpo, discopop, aot, aot_unpaired; or a weighted list: sigmoid:1,sft:0.2
     #[arg(long, default_value = "sigmoid", value_name = "LOSS")]
     loss_type: String,
     /// Weights of a list of losses, as in TRL: 1.0,0.2 [default: 1 each]
