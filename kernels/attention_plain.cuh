@@ -77,10 +77,12 @@ __device__ __forceinline__ void inner(float (&product)[kMicro][kMicro], float *a
     }
 }
 
-// outputs[chunk] += weights rows, where weights(i, k) is that of output row i and row k of `rows`.
+// outputs[chunk] += weights rows, where weights(i, k) is that of output row i and row k of `rows`, which have so many
+// columns.
 template <class Weights>
-__device__ __forceinline__ void add_outer(float (&outputs)[kAcross][kMicro], const float *rows, int count, Place place,
-                                          Weights weights) {
+__device__ __forceinline__ void add_outer(float (&outputs)[kAcross][kMicro], const float *rows, int count, int columns,
+                                          Place place, Weights weights) {
+    if (place.column >= columns) return;
 #pragma unroll 4
     for (int k = 0; k < count; k++) {
         float left[kMicro], right[kAcross];
@@ -184,7 +186,7 @@ __global__ void __launch_bounds__(kThreads)
             for (int i = 0; i < kMicro; i++) {
                 for (int j = 0; j < kAcross; j++) outputs[chunk][j][i] *= shrinks[place.row + i];
             }
-            add_outer(outputs[chunk], b, min(kTile, total - first), place,
+            add_outer(outputs[chunk], b, min(kTile, total - first), columns, place,
                       [&](int r, int k) { return p[r * kTilePitch + k]; });
         }
     }
@@ -273,7 +275,7 @@ __global__ void __launch_bounds__(kThreads)
             __syncthreads();
             load_chunk(b, panel + chunk * kChunk, columns, [&](int r) { return row_of(inputs.k, r); });
             __syncthreads();
-            add_outer(outputs[chunk], b, min(kTile, total - first), place,
+            add_outer(outputs[chunk], b, min(kTile, total - first), columns, place,
                       [&](int r, int k) { return ds[r * kTilePitch + k]; });
         }
     }
@@ -334,8 +336,8 @@ __global__ void __launch_bounds__(kThreads)
                     load_chunk(a, at, columns, [&](int r) { return query(dout, gradients.dout_stride, r); });
                     load_chunk(b, at, columns, [&](int r) { return query(q, inputs.q_stride, r); });
                     __syncthreads();
-                    add_outer(dv[chunk], a, count, place, [&](int r, int k) { return p[k * kTilePitch + r]; });
-                    add_outer(dk[chunk], b, count, place, [&](int r, int k) { return ds[k * kTilePitch + r]; });
+                    add_outer(dv[chunk], a, count, columns, place, [&](int r, int k) { return p[k * kTilePitch + r]; });
+                    add_outer(dk[chunk], b, count, columns, place, [&](int r, int k) { return ds[k * kTilePitch + r]; });
                 }
             }
         }

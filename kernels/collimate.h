@@ -601,35 +601,40 @@ int32_t collimate_whiten(
     int64_t count, void *stream);
 
 /* ------------------------------------------------------------------------------------------------------------------
- * ppo_loss: the clipped losses of policy and value on every token, and their gradients.
+ * ppo_loss: the clipped losses of policy and value on every token, and their gradients. Of a policy alone, or of values
+ * alone, where the pointers of the other one are NULL. On whole completions (RLOO) a token is a completion.
  *
- * policy: max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), rho = exp(clamp(logp - old_logp, -20, 20));
+ * policy: max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) + beta k3, rho = exp(clamp(logp - old_logp, -20, 20)),
+ *         k3 = exp(-k) - 1 + k, k = max(logp - reference_logp, -20), flat below (GRPO);
  * value: max((V - R)^2, (clip(V, V_old +- value_clip) - R)^2) / 2.
  */
 
 typedef struct {
     float clip;
+    float beta; /* of the KL term */
     float value_clip;
     float value_coefficient; /* of the value's loss in the gradient */
     double normaliser;       /* tokens of the whole step, > 0 */
 } collimate_ppo_config;
 
 typedef struct {
-    const float *logps;      /* [tokens] */
-    const float *old_logps;  /* [tokens] of the rollout */
-    const float *advantages; /* [tokens] A */
-    const float *values;     /* [tokens] V */
-    const float *old_values; /* [tokens] of the rollout */
-    const float *returns;    /* [tokens] R */
-    float *dlogps;           /* [tokens] =  d policy loss / d logp / normaliser */
-    float *dvalues;          /* [tokens] =  value_coefficient d value loss / d V / normaliser */
-    double *metrics;         /* [COLLIMATE_PPO_METRICS] +=  may be NULL */
+    const float *logps;           /* [tokens]  NULL: no policy, and nothing of what follows is read or written up to weights */
+    const float *old_logps;       /* [tokens] of the rollout */
+    const float *advantages;      /* [tokens] A */
+    const float *reference_logps; /* [tokens]  may be NULL: no KL term */
+    const float *weights;         /* [tokens] of the policy's losses; may be NULL: 1 */
+    const float *values;          /* [tokens] V  NULL: no values */
+    const float *old_values;      /* [tokens] of the rollout */
+    const float *returns;         /* [tokens] R */
+    float *dlogps;                /* [tokens] =  weight d policy loss / d logp / normaliser */
+    float *dvalues;               /* [tokens] =  value_coefficient d value loss / d V / normaliser */
+    double *metrics;              /* [COLLIMATE_PPO_METRICS] +=  may be NULL */
     int64_t tokens;
 } collimate_ppo_batch;
 
 /* Sums over the tokens of the call. */
 enum collimate_ppo_metric {
-    COLLIMATE_PPO_POLICY_LOSS = 0,
+    COLLIMATE_PPO_POLICY_LOSS = 0, /* with the weights, and the KL term */
     COLLIMATE_PPO_VALUE_LOSS = 1, /* without the coefficient */
     COLLIMATE_PPO_RATIO = 2,
     COLLIMATE_PPO_POLICY_CLIPPED = 3,

@@ -58,6 +58,7 @@ constexpr bool kRaces = true;
 #else
 constexpr bool kRaces = false;
 #endif
+constexpr size_t kColours = 32, kColourBytes = 192;
 constexpr size_t kRaceFibers = 1024;  // of one block size: the thread sanitizer takes long to make one
 constexpr int kTags = 4;  // with one tag a barrier would also order what its next use must order
 constexpr int kLaunchFailure = 719;  // cudaErrorLaunchFailure
@@ -98,7 +99,6 @@ struct Fiber {
     Site site;
     Warp *warp;
     struct Block *block;
-    PendingCopy copies[kPendingCopies];
 };
 
 struct Shared {  // by all host threads of a launch
@@ -124,6 +124,7 @@ struct Block {
     std::string fault;
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
+    std::vector<PendingCopy> copies;  // kPendingCopies a fiber, apart from what the scheduler looks at
     unsigned char *stacks = nullptr;
     void *memory = nullptr;  // the block's shared memory
     size_t memory_bytes = 0;
@@ -187,6 +188,7 @@ std::unique_ptr<Block> take_room(const Shared &shared, size_t threads) {
     auto block = std::make_unique<Block>();
     block->fibers.resize(threads);
     block->warps.resize((threads + kWarp - 1) / kWarp);
+    block->copies.resize(threads * kPendingCopies);
     void *memory = mmap(nullptr, threads * kStackBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) std::abort();
@@ -238,7 +240,7 @@ std::string divergence(const Block &block) {
     return text;
 }
 
-bool same_site(const Site &a, const Site &b) { return a.line == b.line && !std::strcmp(a.file, b.file); }
+bool same_site(const Site &a, const Site &b) { return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file)); }
 
 // Runs the lanes of one warp until none can go further; false: the block must stop.
 bool run_warp(Block &block, size_t warp, Random &random, std::vector<int> &order, bool &ran) {
@@ -263,11 +265,13 @@ bool run_warp(Block &block, size_t warp, Random &random, std::vector<int> &order
         }
         if (!site) return true;
         Warp &state = block.warps[warp];
-        state.generation++;
-        std::memset(state.slots[state.generation & 1], 0xff, sizeof state.slots[0]);
-        for (size_t lane = 0; lane < lanes; lane++) {
-            Fiber &fiber = block.fibers[first + lane];
-            if (fiber.state == State::kAtWarp) fiber.state = State::kReady;
+        unsigned char *slots = state.slots[state.generation++ & 1];
+        for (size_t lane = 0; lane < kWarp; lane++) {
+            if (lane < lanes && block.fibers[first + lane].state == State::kAtWarp) {
+                block.fibers[first + lane].state = State::kReady;
+            } else {
+                std::memset(slots + lane * kSlotBytes, 0xff, kSlotBytes);
+            }
         }
     }
 }
@@ -289,13 +293,14 @@ void start_fibers(Block &block, const dim3 &index) {
         unsigned x = i % launch.block.x, y = i / launch.block.x % launch.block.y,
                  z = i / launch.block.x / launch.block.y;
         fiber.thread = {{x, y, z}, index, launch.block, launch.grid, int(i % kWarp),
-                        static_cast<unsigned char *>(block.memory), fiber.copies, 0, 0};
+                        static_cast<unsigned char *>(block.memory), &block.copies[i * kPendingCopies], 0, 0};
         fiber.state = State::kReady;
         fiber.warp = &block.warps[i / kWarp];
         fiber.block = &block;
         unsigned char *stack = block.stacks + i * kStackBytes;
         std::memcpy(stack, &kStackCanary, sizeof kStackCanary);
-        prepare(fiber.context, stack, kStackBytes, fiber_main);
+        // Each begins elsewhere in its page: else all share the few places of the caches that one address has.
+        prepare(fiber.context, stack, kStackBytes - i % kColours * kColourBytes, fiber_main);
     }
 }
 

@@ -57,22 +57,40 @@ void check_whiten(int count) {
     expect(x.intact(), "whiten wrote outside");
 }
 
-void check_loss(int tokens) {
-    Guarded<float> columns[6] = {Guarded<float>(tokens), Guarded<float>(tokens), Guarded<float>(tokens),
-                                 Guarded<float>(tokens), Guarded<float>(tokens), Guarded<float>(tokens)};
+// What a call of the loss is of.
+struct Parts {
+    bool policy, reference, weights, values;
+};
+
+void check_loss(int tokens, Parts parts) {
+    Guarded<float> columns[8] = {Guarded<float>(tokens), Guarded<float>(tokens), Guarded<float>(tokens), Guarded<float>(tokens),
+                                 Guarded<float>(tokens), Guarded<float>(tokens), Guarded<float>(tokens), Guarded<float>(tokens)};
+    auto &[logps, old_logps, advantages, reference, weights, values, old_values, returns] = columns;
     Guarded<float> dlogps(tokens), dvalues(tokens);
     Guarded<double> metrics(COLLIMATE_PPO_METRICS);
     Random random(tokens);
     for (auto &column : columns) {
         for (int i = 0; i < tokens; i++) column[i] = float(0.3 * random.normal());
     }
-    if (tokens > 5) columns[0][5] = 25, columns[2][5] = -1;
-    const collimate_ppo_config config = {0.2f, 0.2f, 0.3f, 40};
-    const collimate_ppo_batch batch = {columns[0].data(), columns[1].data(), columns[2].data(), columns[3].data(),
-                                       columns[4].data(), columns[5].data(), dlogps.data(),     dvalues.data(),
-                                       metrics.data(),    tokens};
+    if (tokens > 6) logps[5] = 25, advantages[5] = -1, reference[6] = 30;
+    const collimate_ppo_config config = {0.2f, 0.07f, 0.2f, 0.3f, 40};
+    const auto given = [](Guarded<float> &column, bool is) { return is ? column.data() : nullptr; };
+    const collimate_ppo_batch batch = {given(logps, parts.policy),
+                                       given(old_logps, parts.policy),
+                                       given(advantages, parts.policy),
+                                       given(reference, parts.policy && parts.reference),
+                                       given(weights, parts.policy && parts.weights),
+                                       given(values, parts.values),
+                                       given(old_values, parts.values),
+                                       given(returns, parts.values),
+                                       given(dlogps, parts.policy),
+                                       given(dvalues, parts.values),
+                                       metrics.data(),
+                                       tokens};
     in_all_orders("ppo_loss", [&] {
         metrics.fill(0.5);
+        dlogps.fill(7);
+        dvalues.fill(7);
         const int status = collimate_ppo_loss(&batch, &config, nullptr);
         expect(status == 0, "ppo_loss returned %d", status);
         std::string bytes;
@@ -84,21 +102,36 @@ void check_loss(int tokens) {
     double exact[COLLIMATE_PPO_METRICS] = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5};
     const auto clip = [](double x, double low, double high) { return std::min(std::max(x, low), high); };
     for (int i = 0; i < tokens; i++) {
-        const double log_ratio = double(columns[0][i]) - columns[1][i], a = columns[2][i];
-        const double ratio = std::exp(clip(log_ratio, -20, 20)), plain = -a * ratio, limited = -a * clip(ratio, 0.8, 1.2);
-        const double dlogp = limited > plain || std::fabs(log_ratio) > 20 ? 0 : plain;
-        const double error = double(columns[3][i]) - columns[5][i], moved = double(columns[3][i]) - columns[4][i];
-        const double held = columns[4][i] + clip(moved, -0.2, 0.2) - columns[5][i];
-        const bool clipped = std::fabs(moved) > 0.2 && held * held > error * error;
-        const double dvalue = 0.3 * (clipped ? 0 : error);
-        expect(std::fabs(dlogps[i] - dlogp / 40) <= 1e-6 * (1 + std::fabs(dlogp)), "dlogp %d: %g, exact %g", i, dlogps[i], dlogp / 40);
-        expect(std::fabs(dvalues[i] - dvalue / 40) <= 1e-7, "dvalue %d: %g, exact %g", i, dvalues[i], dvalue / 40);
-        exact[COLLIMATE_PPO_POLICY_LOSS] += std::max(plain, limited);
-        exact[COLLIMATE_PPO_VALUE_LOSS] += 0.5 * std::max(error * error, held * held);
-        exact[COLLIMATE_PPO_RATIO] += ratio;
-        exact[COLLIMATE_PPO_POLICY_CLIPPED] += limited > plain;
-        exact[COLLIMATE_PPO_VALUE_CLIPPED] += clipped;
         exact[COLLIMATE_PPO_TOKENS] += 1;
+        if (parts.policy) {
+            const double log_ratio = double(logps[i]) - old_logps[i], a = advantages[i];
+            const double ratio = std::exp(clip(log_ratio, -20, 20)), plain = -a * ratio, limited = -a * clip(ratio, 0.8, 1.2);
+            double loss = std::max(plain, limited), dlogp = limited > plain || std::fabs(log_ratio) > 20 ? 0 : plain;
+            if (parts.reference) {
+                const double k = double(logps[i]) - reference[i], held = std::max(k, -20.0);
+                loss += 0.07 * (std::expm1(-held) + held);
+                dlogp += 0.07 * (k < -20 ? 0 : -std::expm1(-k));
+            }
+            const double weight = parts.weights ? weights[i] : 1;
+            const double want = weight * dlogp / 40;
+            expect(std::fabs(dlogps[i] - want) <= 1e-6 * (1 + std::fabs(dlogp)), "dlogp %d: %g, exact %g", i, dlogps[i], want);
+            exact[COLLIMATE_PPO_POLICY_LOSS] += weight * loss;
+            exact[COLLIMATE_PPO_RATIO] += ratio;
+            exact[COLLIMATE_PPO_POLICY_CLIPPED] += limited > plain;
+        } else {
+            expect(dlogps[i] == 7, "wrote to what was not given");
+        }
+        if (parts.values) {
+            const double error = double(values[i]) - returns[i], moved = double(values[i]) - old_values[i];
+            const double held = old_values[i] + clip(moved, -0.2, 0.2) - returns[i];
+            const bool clipped = std::fabs(moved) > 0.2 && held * held > error * error;
+            const double dvalue = 0.3 * (clipped ? 0 : error);
+            expect(std::fabs(dvalues[i] - dvalue / 40) <= 1e-7, "dvalue %d: %g, exact %g", i, dvalues[i], dvalue / 40);
+            exact[COLLIMATE_PPO_VALUE_LOSS] += 0.5 * std::max(error * error, held * held);
+            exact[COLLIMATE_PPO_VALUE_CLIPPED] += clipped;
+        } else {
+            expect(dvalues[i] == 7, "wrote to what was not given");
+        }
     }
     for (int m = 0; m < COLLIMATE_PPO_METRICS; m++) {
         expect(std::fabs(metrics[m] - exact[m]) <= 1e-6 * (tokens + std::fabs(exact[m])), "metric %d: %g, exact %g", m, metrics[m],
@@ -114,7 +147,12 @@ void ppo_loss() {
     check_gae(0.9, 1);
     check_gae(0.99, 0);
     for (const int count : {1, 7, 1500}) check_whiten(count);
-    for (const int tokens : {0, 1, 17, 513, 1100}) check_loss(tokens);
+    for (const int tokens : {0, 1, 17, 513, 1100}) {
+        check_loss(tokens, {true, false, false, true});
+        check_loss(tokens, {true, true, true, false});
+    }
+    check_loss(33, {true, false, true, false});
+    check_loss(33, {false, false, false, true});
     expect(collimate_whiten(nullptr, 0, nullptr) == 0, "nothing to whiten");
 }
 

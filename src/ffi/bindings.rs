@@ -1042,6 +1042,7 @@ unsafe extern "C" {
 #[derive(Debug, Default, Copy, Clone)]
 pub struct collimate_ppo_config {
     pub clip: f32,
+    pub beta: f32,
     pub value_clip: f32,
     pub value_coefficient: f32,
     pub normaliser: f64,
@@ -1052,10 +1053,12 @@ const _: () = {
     ["Alignment of collimate_ppo_config"][::core::mem::align_of::<collimate_ppo_config>() - 8usize];
     ["Offset of field: collimate_ppo_config::clip"]
         [::core::mem::offset_of!(collimate_ppo_config, clip) - 0usize];
+    ["Offset of field: collimate_ppo_config::beta"]
+        [::core::mem::offset_of!(collimate_ppo_config, beta) - 4usize];
     ["Offset of field: collimate_ppo_config::value_clip"]
-        [::core::mem::offset_of!(collimate_ppo_config, value_clip) - 4usize];
+        [::core::mem::offset_of!(collimate_ppo_config, value_clip) - 8usize];
     ["Offset of field: collimate_ppo_config::value_coefficient"]
-        [::core::mem::offset_of!(collimate_ppo_config, value_coefficient) - 8usize];
+        [::core::mem::offset_of!(collimate_ppo_config, value_coefficient) - 12usize];
     ["Offset of field: collimate_ppo_config::normaliser"]
         [::core::mem::offset_of!(collimate_ppo_config, normaliser) - 16usize];
 };
@@ -1065,6 +1068,8 @@ pub struct collimate_ppo_batch {
     pub logps: *const f32,
     pub old_logps: *const f32,
     pub advantages: *const f32,
+    pub reference_logps: *const f32,
+    pub weights: *const f32,
     pub values: *const f32,
     pub old_values: *const f32,
     pub returns: *const f32,
@@ -1075,7 +1080,7 @@ pub struct collimate_ppo_batch {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of collimate_ppo_batch"][::core::mem::size_of::<collimate_ppo_batch>() - 80usize];
+    ["Size of collimate_ppo_batch"][::core::mem::size_of::<collimate_ppo_batch>() - 96usize];
     ["Alignment of collimate_ppo_batch"][::core::mem::align_of::<collimate_ppo_batch>() - 8usize];
     ["Offset of field: collimate_ppo_batch::logps"]
         [::core::mem::offset_of!(collimate_ppo_batch, logps) - 0usize];
@@ -1083,20 +1088,24 @@ const _: () = {
         [::core::mem::offset_of!(collimate_ppo_batch, old_logps) - 8usize];
     ["Offset of field: collimate_ppo_batch::advantages"]
         [::core::mem::offset_of!(collimate_ppo_batch, advantages) - 16usize];
+    ["Offset of field: collimate_ppo_batch::reference_logps"]
+        [::core::mem::offset_of!(collimate_ppo_batch, reference_logps) - 24usize];
+    ["Offset of field: collimate_ppo_batch::weights"]
+        [::core::mem::offset_of!(collimate_ppo_batch, weights) - 32usize];
     ["Offset of field: collimate_ppo_batch::values"]
-        [::core::mem::offset_of!(collimate_ppo_batch, values) - 24usize];
+        [::core::mem::offset_of!(collimate_ppo_batch, values) - 40usize];
     ["Offset of field: collimate_ppo_batch::old_values"]
-        [::core::mem::offset_of!(collimate_ppo_batch, old_values) - 32usize];
+        [::core::mem::offset_of!(collimate_ppo_batch, old_values) - 48usize];
     ["Offset of field: collimate_ppo_batch::returns"]
-        [::core::mem::offset_of!(collimate_ppo_batch, returns) - 40usize];
+        [::core::mem::offset_of!(collimate_ppo_batch, returns) - 56usize];
     ["Offset of field: collimate_ppo_batch::dlogps"]
-        [::core::mem::offset_of!(collimate_ppo_batch, dlogps) - 48usize];
+        [::core::mem::offset_of!(collimate_ppo_batch, dlogps) - 64usize];
     ["Offset of field: collimate_ppo_batch::dvalues"]
-        [::core::mem::offset_of!(collimate_ppo_batch, dvalues) - 56usize];
+        [::core::mem::offset_of!(collimate_ppo_batch, dvalues) - 72usize];
     ["Offset of field: collimate_ppo_batch::metrics"]
-        [::core::mem::offset_of!(collimate_ppo_batch, metrics) - 64usize];
+        [::core::mem::offset_of!(collimate_ppo_batch, metrics) - 80usize];
     ["Offset of field: collimate_ppo_batch::tokens"]
-        [::core::mem::offset_of!(collimate_ppo_batch, tokens) - 72usize];
+        [::core::mem::offset_of!(collimate_ppo_batch, tokens) - 88usize];
 };
 impl Default for collimate_ppo_batch {
     fn default() -> Self {

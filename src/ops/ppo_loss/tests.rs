@@ -4,41 +4,50 @@ use super::*;
 use crate::device::testing::{in_all_orders, test_devices};
 use crate::ops::cpu::testing::values;
 
-fn run<S: Real>(device: &Device, n: usize, columns: &[Vec<f32>]) -> Result<Vec<Vec<S>>> {
+/// Both losses: with a KL term and weights where `full`.
+fn run<S: Real>(device: &Device, n: usize, columns: &[Vec<f32>], full: bool) -> Vec<Vec<S>> {
     let columns: Vec<Tensor<S>> = columns
         .iter()
-        .map(|x| Tensor::column(device, &x.iter().map(|&x| S::of(x as f64)).collect::<Vec<_>>()))
-        .collect::<Result<_>>()?;
-    let tokens = Tokens {
-        logps: columns[0].view(),
-        old_logps: columns[1].view(),
-        advantages: columns[2].view(),
-        values: columns[3].view(),
-        old_values: columns[4].view(),
-        returns: columns[5].view(),
+        .map(|x| x.iter().map(|&x| S::of(x as f64)).collect::<Vec<_>>())
+        .map(|x| Tensor::column(device, &x).unwrap())
+        .collect();
+    let column = |i: usize| columns[i].view();
+    let tokens = PolicyTokens {
+        logps: column(0),
+        old_logps: column(1),
+        advantages: column(2),
+        reference_logps: full.then(|| column(6)),
+        weights: full.then(|| column(7)),
     };
-    let mut metrics = Tensor::column(device, &[0.5; METRICS])?;
+    let of_values = ValueTokens { values: column(3), old_values: column(4), returns: column(5) };
+    let mut metrics = Tensor::column(device, &[0.5; METRICS]).unwrap();
+    let grpo = Grpo { beta: if full { 0.07 } else { 0.0 }, ..Grpo::default() };
     let ppo = Ppo { value_coefficient: 0.3, ..Ppo::default() };
-    let out = forward(&ppo, &tokens, n.max(1) as f64, metrics.view_mut())?;
-    let metrics = metrics.to_vec()?.into_iter().map(S::of).collect();
-    Ok(vec![out.dlogps.to_vec()?, out.dvalues.to_vec()?, metrics])
+    let normaliser = n.max(1) as f64;
+    let dlogps = policy(&grpo, &tokens, normaliser, metrics.view_mut()).unwrap();
+    let dvalues = super::values(&ppo, &of_values, normaliser, metrics.view_mut()).unwrap();
+    let metrics = metrics.to_vec().unwrap().into_iter().map(S::of).collect();
+    vec![dlogps.to_vec().unwrap(), dvalues.to_vec().unwrap(), metrics]
 }
 
 test_devices! {
     fn the_losses_are_the_scalar_ones(device) {
-        for n in [0, 1, 17, 513, 1100] {
-            // Ratios and values on both sides of the clips; at 5 a log-ratio out of bounds.
+        for (n, full) in [(0, false), (1, true), (17, false), (513, true), (1100, false)] {
+            // Ratios and values on both sides of the clips; at 5 a log-ratio out of bounds, at 6
+            // one to the reference.
             let noise = |seed, by: f32| -> Vec<f32> {
                 values::<f32>(seed, n).into_iter().map(|x| by * x).collect()
             };
+            let sizes = [0.4, 0.4, 1.0, 0.5, 0.5, 1.0, 0.4, 1.0];
             let mut columns: Vec<Vec<f32>> =
-                [0.4, 0.4, 1.0, 0.5, 0.5, 1.0].into_iter().zip(1..).map(|(by, s)| noise(s, by)).collect();
-            if n > 5 {
+                sizes.into_iter().zip(1..).map(|(by, seed)| noise(seed, by)).collect();
+            if n > 6 {
                 columns[0][5] = 25.0;
                 columns[2][5] = -1.0;
+                columns[6][6] = 30.0;
             }
-            let got = in_all_orders(device, || run::<f32>(device, n, &columns).unwrap());
-            let want = run::<f64>(&Device::Cpu, n, &columns).unwrap();
+            let got = in_all_orders(device, || run::<f32>(device, n, &columns, full));
+            let want = run::<f64>(&Device::Cpu, n, &columns, full);
             for (k, (got, want)) in got.iter().zip(&want).enumerate() {
                 for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
                     // Differences of f32 values below 1, and sums of as many tokens.
@@ -55,16 +64,23 @@ test_devices! {
         let three = Tensor::<f32>::zeros(device, 3, 1).unwrap();
         let (a, b) = (two.view(), three.view());
         let mut metrics = PpoMetrics::zeros(device).unwrap();
-        let tokens = |returns| Tokens {
-            logps: a, old_logps: a, advantages: a, values: a, old_values: a, returns,
+        let tokens = |weights| PolicyTokens {
+            logps: a, old_logps: a, advantages: a, reference_logps: None, weights,
         };
+        let grpo = Grpo::default();
+        assert!(policy(&grpo, &tokens(Some(b)), 2.0, metrics.view_mut()).is_err());
+        assert!(policy(&grpo, &tokens(None), 0.0, metrics.view_mut()).is_err());
+        let bad = Grpo { clip: 2.0, ..grpo };
+        assert!(policy(&bad, &tokens(None), 2.0, metrics.view_mut()).is_err());
+        let of_values = |returns| ValueTokens { values: a, old_values: a, returns };
         let ppo = Ppo::default();
-        assert!(forward(&ppo, &tokens(b), 2.0, metrics.view_mut()).is_err());
-        assert!(forward(&ppo, &tokens(a), 0.0, metrics.view_mut()).is_err());
-        let bad = Ppo { clip: 2.0, ..ppo };
-        assert!(forward(&bad, &tokens(a), 2.0, metrics.view_mut()).is_err());
-        forward(&ppo, &tokens(a), 2.0, metrics.view_mut()).unwrap();
+        assert!(super::values(&ppo, &of_values(b), 2.0, metrics.view_mut()).is_err());
+        let bad = Ppo { value_clip: -1.0, ..ppo };
+        assert!(super::values(&bad, &of_values(a), 2.0, metrics.view_mut()).is_err());
+        policy(&grpo, &tokens(None), 2.0, metrics.view_mut()).unwrap();
         let read = PpoMetrics::read(&metrics).unwrap();
         assert_eq!((read.tokens, read.ratio, read.policy_clipped), (2.0, 2.0, 0.0));
+        super::values(&ppo, &of_values(a), 2.0, metrics.view_mut()).unwrap();
+        assert_eq!(PpoMetrics::read(&metrics).unwrap().value_loss, 0.0);
     }
 }
