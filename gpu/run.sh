@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests and measures the kernels on this machine's GPU: the tests of devices, the same under compute-sanitizer, the
-# benches, and comparisons with PyTorch's ways. Needs a driver of release 580 or later, and python3 with torch for the
-# comparisons. Writes RESULTS/summary.md, and the logs, JSON and Markdown that it names. Fails if a test fails.
+# benches, comparisons with PyTorch's ways, and training beside TRL. Needs a driver of release 580 or later, python3 with
+# torch for the comparisons, and transformers, trl and datasets for the training. Writes RESULTS/summary.md, and the logs, JSON and Markdown that it names. Fails if a test fails.
 # Usage: ./run.sh [RESULTS]     PYTHON names another python3
 set -uo pipefail
 results=$(realpath -m "${1:-results}")
@@ -47,6 +47,7 @@ for script in compare_*.py; do
     name=${script%.py}
     step "$name" optional "$python" "$script" --library lib/libcollimate.so --header lib/collimate.h --out "$results/$name"
 done
+step training optional "$python" measure_training.py --binary ./bin/collimate --out "$results/training"
 
 {
     echo
@@ -55,7 +56,7 @@ done
     echo '```text'
     grep -E ' ms, .*GB/s' "$results/benches.log"
     echo '```'
-    for table in "$results"/compare_*.md; do
+    for table in "$results"/compare_*.md "$results/training.md"; do
         if [ -f "$table" ]; then echo && cat "$table"; fi
     done
 } >>"$summary"

@@ -17,7 +17,9 @@ print(found[-1])' "$1"
 }
 tests=$(cargo test --release --features cuda --lib --no-run --message-format=json | executable collimate)
 benches=$(cargo bench --features cuda --bench ops --no-run --message-format=json | executable ops)
+binary=$(cargo build --release --features cuda --bin collimate --message-format=json | executable collimate)
 strip -o "$out/bin/device-tests" "$tests"
+strip -o "$out/bin/collimate" "$binary"
 strip -o "$out/bin/benches" "$benches"
 scripts/library.sh "$out/lib"
 cp gpu/*.py gpu/run.sh "$out/"

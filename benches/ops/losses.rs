@@ -40,6 +40,7 @@ fn paired(bench: &mut Bench<'_>, objective: &str, pairs: usize) {
                 reference_logps: Some(reference.view()),
                 tokens: tokens.view(),
                 target_probs: None,
+                candidates: None,
                 target_logps: None,
                 weights: None,
             };

@@ -3,19 +3,20 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use half::bf16;
 
 use super::args::TrainArgs;
 use super::rewards::RewardArgs;
-use super::train::Run;
+use super::train::{Run, split};
 use super::yaml::Given;
 use crate::data::{Dataset, Example, Prompt};
 use crate::models::{Head, ModelFolder, ScoreInit};
-use crate::nn::LmHead;
+use crate::nn::{LmHead, Scorer};
 use crate::ops::token_logprobs::TokenLogprobsOptions;
 use crate::train::algorithms::Algorithm;
 use crate::train::methods::Sft;
 use crate::train::{Critic, OnPolicyTrainer, Policy, RolloutConfig, Sampler};
-use crate::{DType, Error, Result};
+use crate::{DType, Element, Result};
 
 /// How the policy is sampled.
 #[derive(clap::Args, Debug)]
@@ -84,11 +85,14 @@ impl<'a> OnPolicy<'a> {
 
 /// Runs a command.
 pub fn run(train: &TrainArgs, args: &RolloutArgs, with: OnPolicy, given: &Given) -> Result<()> {
-    let mut run = Run::new(train, given)?;
-    if run.dtype != DType::F32 {
-        let message = format!("--dtype {} with {}: expected f32", run.dtype, given.command);
-        return Err(Error::Unsupported(message));
+    let run = Run::new(train, given)?;
+    match run.dtype {
+        DType::BF16 => run_in::<bf16>(run, args, with),
+        _ => run_in::<f32>(run, args, with),
     }
+}
+
+fn run_in<T: Element<Stat = f32>>(mut run: Run, args: &RolloutArgs, with: OnPolicy) -> Result<()> {
     run.to_come = 1;
     let (prompts, held_out) = run.datasets::<Prompt>(false)?;
     let eos = match (args.stop_token, args.stop_token_id) {
@@ -117,7 +121,8 @@ pub fn run(train: &TrainArgs, args: &RolloutArgs, with: OnPolicy, given: &Given)
     };
     let in_pairs = with.algorithm.together() == 2;
     let mut reward = args.reward.open(&run.config.model, batch_size, in_pairs, &run.device)?;
-    let (decoder, weights) = run.model()?;
+    let (decoder, full) = run.model()?;
+    let (weights, master) = split::<T>(full)?;
     let critic = match with.algorithm.critic() {
         Some(_) => {
             let start = with.value_model.as_deref().or(args.reward.model());
@@ -125,12 +130,14 @@ pub fn run(train: &TrainArgs, args: &RolloutArgs, with: OnPolicy, given: &Given)
                 Some(path) => ModelFolder::open(path)?,
                 None => run.folder.clone(),
             };
-            let scorer = folder.load_scorer(ScoreInit::Zero, &run.device)?;
+            let Scorer { decoder, weights } = folder.load_scorer(ScoreInit::Zero, &run.device)?;
+            let (weights, full) = split::<T>(weights)?;
+            let scorer = Scorer { decoder, weights };
             let folder = match folder.head {
                 Head::Score => folder,
                 Head::Language => folder.scoring(run.tokenizer.filler())?,
             };
-            Some(Critic::new(folder, scorer, run.config.gradient_checkpointing)?)
+            Some(Critic::new(folder, scorer, full, run.config.gradient_checkpointing)?)
         }
         None => None,
     };
@@ -152,6 +159,7 @@ pub fn run(train: &TrainArgs, args: &RolloutArgs, with: OnPolicy, given: &Given)
             config,
             folder: &folder,
             policy,
+            master,
             sampler: Sampler { rollout: &rollout, tokenizer: &tokenizer, reward: &mut *reward },
             prompts: &prompts,
             evaluation: held_out,

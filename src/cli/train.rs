@@ -166,10 +166,7 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let (decoder, full) = self.model()?;
         claim(&self.config, self.args.overwrite_output_dir, self.given)?;
-        let (weights, master) = match full.into_type() {
-            Ok(weights) => (weights, None),
-            Err(full) => (full.cast::<T>()?, Some(full)),
-        };
+        let (weights, master) = split::<T>(full)?;
         let reference = method.needs_reference().then(|| weights.try_clone()).transpose()?;
         let policy = Policy {
             decoder,
@@ -225,6 +222,14 @@ impl<'a> Run<'a> {
     pub fn claim_output_dir(&self) -> Result<()> {
         claim(&self.config, self.args.overwrite_output_dir, self.given)
     }
+}
+
+/// The weights that a model computes with, and those in full where they are others.
+pub fn split<T: Element>(full: Weights<f32>) -> Result<(Weights<T>, Option<Weights<f32>>)> {
+    Ok(match full.into_type() {
+        Ok(weights) => (weights, None),
+        Err(full) => (full.cast::<T>()?, Some(full)),
+    })
 }
 
 /// How long a sequence may be, for a model of so many positions.

@@ -89,12 +89,13 @@ impl OnPolicy {
             Some(_) => {
                 let scorer = reference.folder.load_scorer(ScoreInit::Zero, &Device::Cpu)?;
                 let folder = reference.folder.scoring(tokenizer.filler())?;
-                Some(Critic::new(folder, scorer, false)?)
+                Some(Critic::new(folder, scorer, None, false)?)
             }
             None => None,
         };
         let mut reward = FunctionReward(|answer| world::reward(answer.completion));
         let trainer = OnPolicyTrainer {
+            master: None,
             config: &config,
             folder: &reference.folder,
             policy: reference.start(true),

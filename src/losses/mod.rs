@@ -60,7 +60,7 @@ pub use orpo::Orpo;
 pub use pair::{Batchwise, PairInputs, PairOutput, Pairwise};
 pub use ppo::{PolicyOutput, Ppo, ValueOutput};
 pub use psi_po::{Psi, PsiPo, candidate_values, check_candidates};
-pub use reward::{BradleyTerry, RankedOutput, ScoreInputs, ScoreOutput, ranked};
+pub use reward::{BradleyTerry, RankedOutput, ScoreInputs, ScoreOutput, ranked, ranked_pairs};
 pub use sft::token_nll;
 pub use simpo::SimPo;
 pub use slic::{Hinge, SlicHf, SlicTarget};

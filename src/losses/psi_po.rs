@@ -112,6 +112,12 @@ impl PsiPo {
         (chosen_value - rejected_value) / self.tau
     }
 
+    /// The same from the probabilities that the chosen one, and the rejected one, is better than each.
+    pub fn target_of(&self, probs: [&[f64]; 2]) -> f64 {
+        let [chosen, rejected] = probs.map(|probs| candidate_value(&self.psi, probs));
+        self.candidate_target(chosen, rejected)
+    }
+
     /// The loss with its target given.
     pub fn regression(&self, x: &PairInputs, target: f64) -> PairOutput {
         let error = x.delta() - target;
@@ -157,9 +163,8 @@ pub fn check_candidates(probs: &[f64], k: usize) -> Result<()> {
 
 impl Pairwise for PsiPo {
     fn value_and_gradient(&self, x: &PairInputs) -> PairOutput {
-        let value = |probs: &[f64]| candidate_value(&self.psi, probs);
         let target = match x.candidates {
-            Some([chosen, rejected]) => self.candidate_target(value(chosen), value(rejected)),
+            Some(probs) => self.target_of(probs),
             None => self.target(x.target_prob.unwrap_or(1.0)),
         };
         self.regression(x, target)

@@ -70,6 +70,13 @@ impl BradleyTerry {
     }
 }
 
+/// The pairs of unequal rank among ranked responses, the better one first.
+pub fn ranked_pairs(ranks: &[usize]) -> Vec<(usize, usize)> {
+    let all = 0..ranks.len();
+    let ordered = all.clone().flat_map(|i| all.clone().map(move |j| (i, j)));
+    ordered.filter(|&(i, j)| ranks[i] < ranks[j]).collect()
+}
+
 /// The loss of one prompt's ranked responses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RankedOutput {
@@ -96,8 +103,7 @@ impl BradleyTerry {
             return Err(Error::shape("ranked", expected, got));
         }
         let k = scores.len();
-        let ordered = (0..k).flat_map(|i| (0..k).map(move |j| (i, j)));
-        let kept: Vec<_> = ordered.filter(|&(i, j)| ranks[i] < ranks[j]).collect();
+        let kept = ranked_pairs(ranks);
         if kept.is_empty() {
             return Ok(None);
         }

@@ -50,22 +50,22 @@ impl<T: Element> Scorer<T> {
     pub fn backward(
         &self,
         scored: Scored<T>,
-        dscores: &[f64],
+        dscores: View<T::Stat>,
         grads: &mut Weights<T::Stat>,
     ) -> Result<()> {
         scored.backward(&self.decoder, &self.weights, dscores, grads)
     }
 
     fn without_gradient(&self, layout: &Layout, at: ScoreAt) -> Result<Vec<f64>> {
-        Ok(self.forward(layout.clone(), at, Keep::Nothing)?.scores)
+        self.forward(layout.clone(), at, Keep::Nothing)?.to_host()
     }
 }
 
 /// Scores between their forward and their backward.
 #[derive(Debug)]
 pub struct Scored<T: Element> {
-    /// A score for each row asked for.
-    pub scores: Vec<f64>,
+    /// A score for each row asked for, `[N, 1]`.
+    pub scores: Tensor<T::Stat>,
     batch: Batch<T>,
     saved: Option<Saved<T>>,
     /// `[N, 1]` the rows, and `[N, H]` their hidden states.
@@ -94,13 +94,17 @@ pub fn forward<T: Element>(
     // In the statistic type: a score of 16 bits would tie answers that differ.
     let mut scores = Tensor::<T::Stat>::zeros(&device, rows.rows(), 1)?;
     matmul(x.view(), Trans::No, score, Trans::Yes, scores.view_mut(), Output::Set)?;
-    let scores = scores.to_vec()?.into_iter().map(Real::f64).collect();
     Ok(Scored { scores, batch, saved, rows, x })
 }
 
 impl<T: Element> Scored<T> {
-    /// Adds the gradients of head and trunk to `grads`. `dscores`: the derivative with respect to
-    /// each score.
+    /// The scores; waits for the device.
+    pub fn to_host(&self) -> Result<Vec<f64>> {
+        Ok(self.scores.to_vec()?.into_iter().map(Real::f64).collect())
+    }
+
+    /// Adds the gradients of head and trunk to `grads`. `dscores [N, 1]`: the derivative with respect
+    /// to each score.
     ///
     /// # Errors
     /// [`Error::Shape`] where there are more or fewer of them than scores.
@@ -108,20 +112,15 @@ impl<T: Element> Scored<T> {
         mut self,
         decoder: &Decoder,
         weights: &Weights<T>,
-        dscores: &[f64],
+        dscores: View<T::Stat>,
         grads: &mut Weights<T::Stat>,
     ) -> Result<()> {
-        if dscores.len() != self.scores.len() {
-            let expected = format!("{} derivatives, one a score", self.scores.len());
-            return Err(Error::shape("scalar_head", expected, dscores.len().to_string()));
-        }
+        dscores.expect("scalar_head", "dscores", self.scores.rows(), 1)?;
         let (score, device) = (head(decoder)?, self.x.device());
-        let dscores: Vec<T::Stat> = dscores.iter().map(|&d| T::Stat::of(d)).collect();
-        let dscores = Tensor::column(&device, &dscores)?;
         let mut dhidden = Tensor::zeros(&device, self.batch.tokens.rows(), self.x.cols())?;
-        let dx = outer(dscores.view(), weights.get(score)?)?;
+        let dx = outer(dscores, weights.get(score)?)?;
         gather_rows::backward(dx.view(), self.rows.view(), dhidden.view_mut())?;
-        elementwise::scale_rows(dscores.view(), self.x.view_mut())?;
+        elementwise::scale_rows(dscores, self.x.view_mut())?;
         elementwise::bias_backward(self.x.view(), grads.get_mut(score)?)?;
         match self.saved {
             Some(saved) => decoder.backward(weights, &self.batch, saved, &dhidden, grads),

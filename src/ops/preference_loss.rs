@@ -30,6 +30,8 @@ pub struct Pairs<'a, S: Real> {
     pub tokens: View<'a, i32>,
     /// The probabilities that the chosen completions are the better ones, on the host, one a pair.
     pub target_probs: Option<&'a [f64]>,
+    /// Where pairs are of several candidates, on the host: as [`PairBatch::candidates`].
+    pub candidates: Option<&'a [Option<[&'a [f64]; 2]>]>,
     /// Summed log-probabilities of the sequences that SLiC-HF regularises on, `[P, 1]`.
     pub target_logps: Option<View<'a, S>>,
     /// Factors on the pairs' losses, finite and not negative, `[P, 1]`; not checked on a GPU.
@@ -161,7 +163,7 @@ fn on_host<S: Real>(
         rejected_tokens: &count(1),
         target_probs: pairs.target_probs,
         target_logps: target.as_deref(),
-        candidates: None,
+        candidates: pairs.candidates,
         weights: weights.as_deref(),
     };
     let out = losses::preference_loss(objective, &batch, normaliser)?;

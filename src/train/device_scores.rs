@@ -20,6 +20,8 @@ pub struct DeviceScores {
     mismatched: Option<Tensor<f32>>,
     /// Scored tokens of each sequence.
     tokens: Vec<usize>,
+    /// Whether the first row has the scores of a scalar head, and no other row anything.
+    scalar: bool,
 }
 
 const LOGPS: usize = 0;
@@ -30,13 +32,21 @@ const HITS: usize = 4;
 const ROWS: usize = 5;
 
 impl DeviceScores {
-    fn new(device: &Device, layout: &Layout) -> Result<Self> {
+    pub(super) fn new(device: &Device, layout: &Layout) -> Result<Self> {
         let sequences = layout.sequences();
         Ok(DeviceScores {
             sums: Tensor::zeros(device, ROWS, sequences)?,
             mismatched: None,
             tokens: (0..sequences).map(|s| layout.scored_of(s).len()).collect(),
+            scalar: false,
         })
+    }
+
+    /// The scores `[S, 1]` of a scalar head, in the place of log-probs.
+    pub(super) fn of_scores(scores: View<'_, f32>, layout: &Layout) -> Result<Self> {
+        let mut all = DeviceScores { scalar: true, ..Self::new(&scores.device(), layout)? };
+        all.set(LOGPS, &(0..layout.sequences()), scores)?;
+        Ok(all)
     }
 
     /// Where they are.
@@ -44,7 +54,12 @@ impl DeviceScores {
         self.sums.device()
     }
 
-    /// Log-probs of some sequences under the policy, `[n, 1]`.
+    /// How many sequences there are.
+    pub fn sequences(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Log-probs of some sequences under the policy, or the scores of a scalar head, `[n, 1]`.
     pub fn logps(&self, sequences: Range<usize>) -> Result<View<'_, f32>> {
         column(&self.sums, LOGPS, sequences)
     }
@@ -55,8 +70,8 @@ impl DeviceScores {
     }
 
     /// Scored tokens of some sequences, `[n, 1]`.
-    pub fn tokens(&self, sequences: Range<usize>) -> Result<Tensor<i32>> {
-        let tokens: Vec<i32> = self.tokens[sequences].iter().map(|&n| n as i32).collect();
+    pub fn tokens(&self, sequences: impl Iterator<Item = usize>) -> Result<Tensor<i32>> {
+        let tokens: Vec<i32> = sequences.map(|s| self.tokens[s] as i32).collect();
         Tensor::column(&self.sums.device(), &tokens)
     }
 
@@ -75,6 +90,15 @@ impl DeviceScores {
     }
 
     /// Sums a chunk's statistics over its sequences.
+    pub(super) fn take_policy(
+        &mut self,
+        layout: &Layout,
+        sequences: &Range<usize>,
+        stats: &TokenStats<f32>,
+    ) -> Result<()> {
+        self.take(layout, sequences, stats, LOGPS)
+    }
+
     fn take(
         &mut self,
         layout: &Layout,
@@ -119,6 +143,9 @@ impl DeviceScores {
     fn on_host(&self, sums: &[f32], mismatched: &[f32]) -> Scores {
         let n = self.tokens.len();
         let row = |row: usize| sums[row * n..][..n].iter().map(|&x| f64::from(x)).collect();
+        if self.scalar {
+            return Scores { scores: row(LOGPS), ..Scores::default() };
+        }
         let (policy, reference) = mismatched.split_at(mismatched.len() / 2);
         let pairs = policy.iter().zip(reference);
         Scores {
@@ -150,6 +177,9 @@ impl<T: Element<Stat = f32>> Policy<T> {
         reference: Option<&[f64]>,
         grads: &mut Weights<f32>,
     ) -> Result<DeviceScores> {
+        if self.decoder.score().is_some() {
+            return self.queue_train_scores(method, micro, totals, grads);
+        }
         let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
         let layout = &batch.layout;
         let mut scores = DeviceScores::new(&self.device, layout)?;

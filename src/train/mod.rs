@@ -5,6 +5,7 @@ mod checkpoint;
 mod config;
 mod critic;
 mod device_scores;
+mod master;
 mod metrics;
 mod on_policy;
 mod optimizer;

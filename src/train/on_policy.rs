@@ -1,25 +1,35 @@
+mod device;
+mod passes;
+mod update;
+
 use super::algorithms::{Algorithm, Learning};
 use super::checkpoint::{Part, State};
 use super::critic::Critic;
+use super::master::Master;
 use super::methods::{Method, MicroBatch, Scores, Sft, StepTotals, Weighted};
-use super::rollout::{self, Episode, RolloutConfig, Sampler, stream};
+use super::rollout::{self, Episode, Sampler, stream};
 use super::session::{Outcome, Session, Task};
 use super::{Batches, Means, Observer, Optimizer, Policy, TrainConfig};
 use crate::data::{Dataset, Prompt};
 use crate::models::ModelFolder;
 use crate::nn::Weights;
 use crate::ops::elementwise::fill;
-use crate::{Error, Result};
+use crate::{Device, Element, Error, Result, Tensor};
+use passes::{Passes, pick};
+use update::{Measured, Norms};
 
 /// The loop over what the policy itself samples: a step is a batch of completions, rewarded, and the
 /// passes over it. Logs, checkpoints and resuming are those of every run.
-pub struct OnPolicyTrainer<'a> {
+pub struct OnPolicyTrainer<'a, T: Element> {
     /// Settings. A batch is `batch_size` times `accumulation` completions.
     pub config: &'a TrainConfig,
     /// Where the policy came from.
     pub folder: &'a ModelFolder,
     /// What is trained. Its head has the temperature of the rollouts.
-    pub policy: Policy<f32>,
+    pub policy: Policy<T>,
+    /// The policy's weights in full, where it computes with fewer bits than float32: what the optimiser
+    /// steps and what is saved. Without them it starts from its own, widened.
+    pub master: Option<Weights<f32>>,
     /// What is sampled and how it is rewarded.
     pub sampler: Sampler<'a>,
     /// The prompts.
@@ -29,7 +39,7 @@ pub struct OnPolicyTrainer<'a> {
     /// How it is learnt from.
     pub algorithm: &'a dyn Algorithm,
     /// The value model, where the algorithm has one.
-    pub critic: Option<Critic>,
+    pub critic: Option<Critic<T>>,
     /// Texts whose likelihood is held up beside, by this weight (PPO-ptx).
     pub pretraining: Option<(&'a Sft, f64)>,
     /// Who watches.
@@ -42,14 +52,15 @@ const EVALUATION: u64 = 1;
 /// And from here on the order of each pass.
 const ORDER: u64 = 2;
 
-struct Run<'a> {
+struct Run<'a, T: Element> {
     folder: &'a ModelFolder,
-    policy: Policy<f32>,
+    policy: Policy<T>,
+    master: Master,
     sampler: Sampler<'a>,
     prompts: &'a Dataset<Prompt>,
     evaluation: Option<&'a Dataset<Prompt>>,
     algorithm: &'a dyn Algorithm,
-    critic: Option<Critic>,
+    critic: Option<Critic<T>>,
     pretraining: Option<Pretraining<'a>>,
     optimizer: Optimizer<f32>,
     grads: Weights<f32>,
@@ -62,7 +73,7 @@ struct Pretraining<'a> {
     batches: Batches,
 }
 
-impl OnPolicyTrainer<'_> {
+impl<T: Element<Stat = f32>> OnPolicyTrainer<'_, T> {
     /// Trains to the end, or to an interruption, and saves the models.
     pub fn train(self) -> Result<Outcome> {
         let OnPolicyTrainer { config, folder, mut policy, sampler, prompts, mut critic, .. } = self;
@@ -82,10 +93,15 @@ impl OnPolicyTrainer<'_> {
         };
         let table = policy.weights.table().clone();
         let mut optimizer = Optimizer::new(&policy.device, &table)?;
-        let mut parts = vec![Part::new(None, folder, &mut policy.weights, &mut optimizer)];
-        parts.extend(critic.as_mut().map(Critic::part));
+        let mut master = Master::new(&policy.weights, self.master)?;
+        let full = master.full(&mut policy.weights)?;
+        let mut parts = vec![Part::new(None, folder, full, &mut optimizer)];
+        parts.extend(critic.as_mut().map(Critic::part).transpose()?);
         let fresh = State::new(config, examples, rollout.num_generations);
         let session = Session::start(config, self.observer, fresh, total, &mut parts)?;
+        drop(parts);
+        master.round(&mut policy.weights)?;
+        critic.as_mut().map_or(Ok(()), Critic::restored)?;
         let passes = Passes::new(config, rollout, self.algorithm.together());
         let pretraining = self.pretraining.map(|(method, weight)| {
             let accumulation = passes.micro_batches();
@@ -97,6 +113,7 @@ impl OnPolicyTrainer<'_> {
             folder,
             grads: Weights::zeros(&policy.device, &table)?,
             policy,
+            master,
             sampler,
             prompts,
             evaluation: self.evaluation,
@@ -110,14 +127,18 @@ impl OnPolicyTrainer<'_> {
     }
 }
 
-impl Task<f32> for Run<'_> {
+impl<T: Element<Stat = f32>> Task<f32> for Run<'_, T> {
     fn step(&mut self, session: &mut Session, step: usize) -> Result<()> {
         let examples = self.batches.step(step).concat();
         let mut means = session.state.means.clone();
         session.state.learning_rate = session.config.rate(step, session.total);
         match self.learn(session, step, &examples, &mut means) {
             Ok(()) => session.state.means = means,
-            Err(Error::NonFinite(what)) => {
+            Err(fault @ (Error::NonFinite(_) | Error::Kernel { .. })) => {
+                let what = match fault {
+                    Error::NonFinite(what) => what,
+                    fault => fault.to_string(),
+                };
                 let line = |&e: &usize| self.prompts.line(e);
                 let rows: Vec<String> =
                     examples.iter().filter_map(line).map(|line| format!("line {line}")).collect();
@@ -152,14 +173,17 @@ impl Task<f32> for Run<'_> {
     }
 
     fn parts(&mut self) -> Vec<Part<'_, f32>> {
-        let weights = &mut self.policy.weights;
-        let mut parts = vec![Part::new(None, self.folder, weights, &mut self.optimizer)];
-        parts.extend(self.critic.as_mut().map(Critic::part));
+        let full = self.master.full(&mut self.policy.weights);
+        let critic = self.critic.as_mut().map(Critic::part).transpose();
+        let (full, critic) =
+            full.and_then(|full| Ok((full, critic?))).expect("as in the beginning");
+        let mut parts = vec![Part::new(None, self.folder, full, &mut self.optimizer)];
+        parts.extend(critic);
         parts
     }
 }
 
-impl Run<'_> {
+impl<T: Element<Stat = f32>> Run<'_, T> {
     /// Samples, and learns from what was sampled.
     fn learn(
         &mut self,
@@ -178,10 +202,16 @@ impl Run<'_> {
         session.state.num_tokens += tokens.sum::<usize>() as u64;
         let mut first = Some(self.passes.order(&episodes, step, 0));
         // In the very micro-batches of the first pass: so its first ratios are exactly 1.
-        for micro in first.iter().flatten().flatten() {
-            let mut chosen = pick(&mut episodes, micro);
-            self.score(&mut chosen)?;
-        }
+        let mut columns = match self.policy.device {
+            Device::Cpu => {
+                for micro in first.iter().flatten().flatten() {
+                    let mut chosen = pick(&mut episodes, micro);
+                    self.score(&mut chosen)?;
+                }
+                None
+            }
+            Device::Cuda(_) => Some(self.queue_scores(&mut episodes, first.iter().flatten())?),
+        };
         let (algorithm, beta) = (self.algorithm, self.algorithm.beta());
         let kl_coef = session.state.kl_coef.unwrap_or(beta);
         rollout::metrics(&episodes, kl_coef, means);
@@ -192,15 +222,39 @@ impl Run<'_> {
             session.state.kl_coef = Some(adaptive.update(kl_coef, kl, n)?);
             means.add("objective/kl_coef", kl_coef);
         }
-        algorithm.prepare(kl_coef, &mut episodes, means)?;
-        let method = Learning { algorithm, episodes: &episodes };
+        let mut waiting = Vec::new();
+        match &mut columns {
+            None => algorithm.prepare(kl_coef, &mut episodes, means)?,
+            Some(columns) => columns.prepare(algorithm, kl_coef, &mut episodes, means)?,
+        }
+        if let Some(columns) = columns.as_ref().filter(|_| config.skip_nonfinite) {
+            columns.read_estimates(&mut episodes)?;
+        }
         for pass in 0..self.sampler.rollout.epochs {
             let order = first.take().unwrap_or_else(|| self.passes.order(&episodes, step, pass));
+            let method = Learning { algorithm, episodes: &episodes };
             for mini_batch in order {
-                self.update(session, &method, &mini_batch, means)?;
+                match &columns {
+                    None => self.update(session, &method, &mini_batch, means)?,
+                    Some(columns) => {
+                        let update = self.queue_update(session, &method, &mini_batch, columns)?;
+                        if config.skip_nonfinite {
+                            // A step that is not finite must not be taken.
+                            self.settle_update(session, &method, &update, means)?;
+                            self.take_step(session, &update.norms)?;
+                        } else {
+                            self.take_step(session, &update.norms)?;
+                            waiting.push(update);
+                        }
+                    }
+                }
             }
         }
-        Ok(())
+        if let Some(columns) = columns.as_ref().filter(|_| !config.skip_nonfinite) {
+            columns.read_estimates(&mut episodes)?;
+        }
+        let method = Learning { algorithm, episodes: &episodes };
+        waiting.iter().try_for_each(|update| self.settle_update(session, &method, update, means))
     }
 
     /// Tells once that most completions are cut off: what is rewarded then is not what was meant.
@@ -255,10 +309,7 @@ impl Run<'_> {
         self.critic.as_mut().map_or(Ok(()), Critic::clear)?;
         let micros: Vec<MicroBatch> =
             mini_batch.iter().map(|m| method.micro_batch(m)).collect::<Result<_>>()?;
-        let mut totals = StepTotals::of(&micros);
-        let masked = mini_batch.iter().flatten().map(|&e| &method.episodes[e]);
-        totals.scored_tokens -=
-            masked.filter(|e| e.masked).map(|e| e.completion.len()).sum::<usize>();
+        let totals = method.totals(&micros);
         let (mut policy_loss, mut value_loss, mut clipped) = (0.0, 0.0, 0);
         for micro in &micros {
             let mut scores = Scores::default();
@@ -274,34 +325,18 @@ impl Run<'_> {
                 clipped += out.1;
             }
         }
-        let mut loss = policy_loss;
-        means.add("loss/policy_avg", policy_loss);
-        if let Some(ppo) = self.algorithm.critic() {
-            loss += ppo.value_coefficient * value_loss;
-            means.add("loss/value_avg", value_loss);
-            means.add("val/clipfrac_avg", clipped as f64 / totals.scored_tokens.max(1) as f64);
-        }
-        if let Some(ptx) = self.pretrain(session.state.updates as usize + 1)? {
-            loss += ptx;
-            means.add("loss/ptx_avg", ptx);
-        }
-        let norm = self.optimizer.norm(&self.grads)?;
-        let value_norm = self.critic.as_ref().map(Critic::norm).transpose()?;
-        let here = norm.to_vec()?[0];
-        let values = value_norm.as_ref().map_or(Ok(0.0), |n| n.to_vec().map(|n| n[0]))?;
-        if ![loss, here, values].iter().all(|x| x.is_finite()) {
-            let what = format!("loss {loss}, gradient norm {here}, of the value model {values}");
-            return Err(Error::NonFinite(what));
-        }
-        means.add("loss", loss);
-        session.state.grad_norm = here;
-        let (config, rate) = (session.config, session.state.learning_rate);
-        self.optimizer.step(config, rate, &norm, &mut self.policy.weights, &self.grads)?;
-        if let (Some(critic), Some(norm)) = (&mut self.critic, &value_norm) {
-            critic.step(config, rate, norm)?;
-        }
-        session.state.updates += 1;
-        Ok(())
+        let ptx = self.pretrain(session.state.updates as usize + 1)?;
+        let norms = self.norms()?;
+        let measured = Measured {
+            policy_loss,
+            value_loss,
+            clipped,
+            ptx,
+            norm: norms.policy.to_vec()?[0],
+            value_norm: norms.values.as_ref().map_or(Ok(0.0), |n| n.to_vec().map(|n| n[0]))?,
+        };
+        self.log_update(session, &measured, totals.scored_tokens, means)?;
+        self.take_step(session, &norms)
     }
 
     /// Adds the gradient of the pretraining texts of an update, and gives their loss.
@@ -322,63 +357,4 @@ impl Run<'_> {
         self.policy.head.options.temperature = temperature;
         loss.map(Some)
     }
-}
-
-/// How episodes are cut into mini-batches of micro-batches.
-struct Passes {
-    seed: u64,
-    shuffle: bool,
-    batch_size: usize,
-    mini_batches: usize,
-    together: usize,
-    episodes: usize,
-}
-
-impl Passes {
-    fn new(config: &TrainConfig, rollout: &RolloutConfig, together: usize) -> Self {
-        Passes {
-            seed: config.seed,
-            shuffle: config.shuffle,
-            batch_size: config.batch_size,
-            mini_batches: rollout.mini_batches,
-            together,
-            episodes: config.batch_size * config.accumulation,
-        }
-    }
-
-    /// Micro-batches of a mini-batch, where the batch is whole.
-    fn micro_batches(&self) -> usize {
-        self.episodes.div_ceil(self.mini_batches).div_ceil(self.batch_size)
-    }
-
-    /// Leaves out what cannot be `together`: another completion of the prompt had no reward.
-    fn keep_whole(&self, episodes: &mut Vec<Episode>) {
-        let mut sizes = vec![0usize; episodes.last().map_or(0, |last| last.group + 1)];
-        episodes.iter().for_each(|e| sizes[e.group] += 1);
-        episodes.retain(|e| sizes[e.group].is_multiple_of(self.together));
-    }
-
-    /// The mini-batches of a pass over some episodes.
-    fn order(&self, episodes: &[Episode], step: usize, pass: usize) -> Vec<Vec<Vec<usize>>> {
-        let mut units: Vec<Vec<usize>> = Vec::new();
-        let mut start = 0;
-        for group in episodes.chunk_by(|a, b| a.group == b.group) {
-            let own: Vec<usize> = (start..start + group.len()).collect();
-            units.extend(own.chunks_exact(self.together).map(<[usize]>::to_vec));
-            start += group.len();
-        }
-        if self.shuffle {
-            stream(self.seed, step, ORDER + pass as u64).shuffle(&mut units);
-        }
-        let mini_batch = units.len().div_ceil(self.mini_batches).max(1);
-        let micro_batch = (self.batch_size / self.together).max(1);
-        let mini_batches = units.chunks(mini_batch);
-        mini_batches.map(|m| m.chunks(micro_batch).map(<[Vec<usize>]>::concat).collect()).collect()
-    }
-}
-
-/// Some of the episodes, in the order asked for.
-fn pick<'e>(episodes: &'e mut [Episode], indices: &[usize]) -> Vec<&'e mut Episode> {
-    let mut all: Vec<Option<&mut Episode>> = episodes.iter_mut().map(Some).collect();
-    indices.iter().filter_map(|&i| all[i].take()).collect()
 }

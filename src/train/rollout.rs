@@ -10,7 +10,7 @@ use crate::losses::KlEstimator;
 use crate::nn::{Layout, LayoutBuilder};
 use crate::rewards::{Answer, Reward, score};
 use crate::rng::Rng;
-use crate::{Error, Result};
+use crate::{Element, Error, Result};
 
 /// How completions are sampled, and how often each batch of them is learnt from.
 #[derive(Clone, Debug, PartialEq)]
@@ -129,9 +129,9 @@ pub struct Sampler<'a> {
 impl Sampler<'_> {
     /// `times` rewarded completions of each of the prompts, from random numbers of `seed` alone.
     /// What has no reward is counted in `means` and left out.
-    pub fn sample(
+    pub fn sample<T: Element<Stat = f32>>(
         &mut self,
-        policy: &Policy<f32>,
+        policy: &Policy<T>,
         prompts: &Dataset<Prompt>,
         examples: &[usize],
         times: usize,

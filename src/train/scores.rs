@@ -1,7 +1,8 @@
-use super::Policy;
 use super::methods::{Coefficients, Method, MicroBatch, Scores, StepTotals};
-use crate::nn::{Keep, ScoreAt, Weights, scalar_head};
-use crate::{Element, Result};
+use super::{DeviceScores, Policy};
+use crate::nn::scalar_head::{self, Scored};
+use crate::nn::{Keep, ScoreAt, Weights};
+use crate::{Element, Real, Result, Tensor};
 
 /// A policy whose decoder has a scalar head: a reward model on its way.
 impl<T: Element<Stat = f32>> Policy<T> {
@@ -14,22 +15,43 @@ impl<T: Element<Stat = f32>> Policy<T> {
         scores: &mut Scores,
         grads: &mut Weights<f32>,
     ) -> Result<f64> {
-        let keep = if self.checkpointing { Keep::Inputs } else { Keep::Activations };
-        let layout = micro.layout.clone();
-        let scored =
-            scalar_head::forward(&self.decoder, &self.weights, layout, ScoreAt::Last, keep)?;
-        scores.scores.clone_from(&scored.scores);
-        let loss = method.loss(micro, 0..scored.scores.len(), scores, totals)?;
+        let scored = self.last_scores(micro, self.keep())?;
+        scores.scores = scored.to_host()?;
+        let loss = method.loss(micro, 0..scores.scores.len(), scores, totals)?;
         let (Coefficients::Sequences(dscores) | Coefficients::Tokens(dscores)) = loss.coefficients;
-        scored.backward(&self.decoder, &self.weights, &dscores, grads)?;
+        let dscores: Vec<f32> = dscores.iter().map(|&d| f32::of(d)).collect();
+        let dscores = Tensor::column(&self.device, &dscores)?;
+        scored.backward(&self.decoder, &self.weights, dscores.view(), grads)?;
         Ok(loss.value)
+    }
+
+    /// [`Policy::train_scores`] on a GPU, queued.
+    pub(super) fn queue_train_scores(
+        &self,
+        method: &dyn Method,
+        micro: &MicroBatch,
+        totals: &StepTotals,
+        grads: &mut Weights<f32>,
+    ) -> Result<DeviceScores> {
+        let scored = self.last_scores(micro, self.keep())?;
+        let scores = DeviceScores::of_scores(scored.scores.view(), &micro.layout)?;
+        let dscores = method.device_loss(micro, 0..scored.scores.rows(), &scores, totals)?;
+        scored.backward(&self.decoder, &self.weights, dscores.view(), grads)?;
+        Ok(scores)
     }
 
     /// Scores without a gradient.
     pub(super) fn give_scores(&self, micro: &MicroBatch) -> Result<Scores> {
-        let (layout, keep) = (micro.layout.clone(), Keep::Nothing);
-        let scored =
-            scalar_head::forward(&self.decoder, &self.weights, layout, ScoreAt::Last, keep)?;
-        Ok(Scores { scores: scored.scores, ..Scores::default() })
+        let scores = self.last_scores(micro, Keep::Nothing)?.to_host()?;
+        Ok(Scores { scores, ..Scores::default() })
+    }
+
+    fn last_scores(&self, micro: &MicroBatch, keep: Keep) -> Result<Scored<T>> {
+        let layout = micro.layout.clone();
+        scalar_head::forward(&self.decoder, &self.weights, layout, ScoreAt::Last, keep)
+    }
+
+    fn keep(&self) -> Keep {
+        if self.checkpointing { Keep::Inputs } else { Keep::Activations }
     }
 }

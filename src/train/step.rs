@@ -2,8 +2,8 @@ use std::ops::Range;
 
 use super::methods::{Coefficients, Method, MicroBatch, Scores, StepTotals};
 use crate::nn::{Batch, Decoder, Keep, Layout, LmHead, Weights};
+use crate::ops::sequence_sum;
 use crate::ops::token_logprobs::{TokenStats, Wanted};
-use crate::ops::{elementwise, sequence_sum};
 use crate::{Device, Element, Real, Result, Tensor};
 
 /// A decoder with its language head and the weights that it is trained from.
@@ -124,15 +124,6 @@ impl<T: Element<Stat = f32>> Policy<T> {
             self.score_with(reference, &batch, LOGPS_ONLY, &mut scores)?;
         }
         Ok(scores.logps)
-    }
-
-    /// `reference <- alpha policy + (1 - alpha) reference`.
-    pub fn sync_reference(&mut self, alpha: f64) -> Result<()> {
-        let Some(reference) = &mut self.reference else { return Ok(()) };
-        let mut share = self.weights.arena().try_clone()?;
-        elementwise::scale(alpha, share.view_mut())?;
-        elementwise::scale(1.0 - alpha, reference.arena_mut().view_mut())?;
-        elementwise::add(share.view(), reference.arena_mut().view_mut())
     }
 
     /// Log-probs of each scored token under the policy.

@@ -3,6 +3,7 @@ mod queue;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::checkpoint::{Part, State};
+use super::master::Master;
 use super::methods::{Method, MicroBatch, Scores, StepTotals};
 use super::metrics::Record;
 use super::session::{Outcome, Session, Task};
@@ -54,9 +55,10 @@ struct Run<'a, T: Element> {
     policy: Policy<T>,
     method: &'a dyn Method,
     evaluation: Option<&'a dyn Method>,
-    /// The weights in full, where the policy computes with fewer bits: what the optimiser steps
-    /// and what is saved.
-    master: Option<Weights<f32>>,
+    /// What the optimiser steps, and what is saved.
+    master: Master,
+    /// The same of the reference, where it follows the policy.
+    reference_master: Option<Master>,
     optimizer: Optimizer<f32>,
     grads: Weights<f32>,
     /// Steps that a GPU was given and that were not looked at.
@@ -97,17 +99,23 @@ impl<T: Element<Stat = f32>> Trainer<'_, T> {
         let table = policy.weights.table().clone();
         let mut optimizer = Optimizer::new(&policy.device, &table)?;
         let total = batches.total(config);
-        let mut master = match master {
-            None if T::DTYPE != DType::F32 => Some(policy.weights.cast()?),
-            master => master,
+        let mut master = Master::new(&policy.weights, master)?;
+        let mut reference_master = match (&policy.reference, config.sync_ref_model) {
+            (Some(reference), Some(_)) => {
+                let same = (T::DTYPE != DType::F32)
+                    .then(|| master.full(&mut policy.weights)?.try_clone())
+                    .transpose()?;
+                Some(Master::new(reference, same)?)
+            }
+            _ => None,
         };
-        let follows = config.sync_ref_model.is_some();
-        let part = part_of(folder, &mut policy, &mut master, &mut optimizer, follows)?;
-        let mut parts = [part];
+        let masters = (&mut master, reference_master.as_mut());
+        let mut parts = [part_of(folder, &mut policy, masters, &mut optimizer)?];
         let fresh = State::new(config, examples, 1);
         let session = Session::start(config, observer, fresh, total, &mut parts)?;
-        if let Some(master) = &master {
-            elementwise::cast(master.arena().view(), policy.weights.arena_mut().view_mut())?;
+        master.round(&mut policy.weights)?;
+        if let (Some(master), Some(reference)) = (&reference_master, &mut policy.reference) {
+            master.round(reference)?;
         }
         let reference = precompute(config, &policy, method, &*session.observer)?;
         let (mut ahead, first) = (batches.clone(), session.state.step + 1);
@@ -138,6 +146,7 @@ impl<T: Element<Stat = f32>> Trainer<'_, T> {
                 method,
                 evaluation,
                 master,
+                reference_master,
                 optimizer,
                 grads,
                 queued: Vec::new(),
@@ -149,32 +158,19 @@ impl<T: Element<Stat = f32>> Trainer<'_, T> {
     }
 }
 
-/// What of a run is saved: the weights in full, the moments, and the reference where it `follows`.
+/// What of a run is saved: the weights in full, the moments, and the reference where it follows.
 fn part_of<'a, T: Element>(
     folder: &'a ModelFolder,
     policy: &'a mut Policy<T>,
-    master: &'a mut Option<Weights<f32>>,
+    (master, reference_master): (&'a mut Master, Option<&'a mut Master>),
     optimizer: &'a mut Optimizer<f32>,
-    follows: bool,
 ) -> Result<Part<'a, f32>> {
-    let reference = match policy.reference.as_mut().filter(|_| follows) {
-        Some(reference) => Some(reference.of_type_mut().ok_or_else(|| {
-            Error::Unsupported(format!("--sync-ref-model with --dtype {}", T::DTYPE))
-        })?),
-        None => None,
+    let reference = match (policy.reference.as_mut(), reference_master) {
+        (Some(reference), Some(master)) => Some(master.full(reference)?),
+        _ => None,
     };
-    let full = full_mut(&mut policy.weights, master)?;
+    let full = master.full(&mut policy.weights)?;
     Ok(Part::new(None, folder, full, optimizer).following(reference))
-}
-
-/// The weights in full: `master`, or where there is none the policy's own.
-fn full_mut<'a, T: Element>(
-    weights: &'a mut Weights<T>,
-    master: &'a mut Option<Weights<f32>>,
-) -> Result<&'a mut Weights<f32>> {
-    master.as_mut().or_else(|| weights.of_type_mut()).ok_or_else(|| {
-        Error::Unsupported(format!("training in {} without master weights", T::DTYPE))
-    })
 }
 
 /// The log-probs of every example's sequences under the reference, where they are wanted at once.
@@ -213,18 +209,13 @@ impl<T: Element<Stat = f32>> Task<f32> for Run<'_, T> {
         let rate = session.config.rate(step, session.total);
         session.state.num_tokens += micros.iter().map(|m| m.num_tokens as u64).sum::<u64>();
         match self.policy.device {
-            Device::Cuda(_) if self.method.queues(&micros) => {
-                self.queue_step(session, rate, micros)?;
-            }
-            _ => {
-                self.settle_queued(session)?;
-                self.step_now(session, rate, &micros)?;
-            }
+            Device::Cuda(_) => self.queue_step(session, rate, micros)?,
+            Device::Cpu => self.step_now(session, rate, &micros)?,
         }
-        if let Some(sync) = self.sync.filter(|sync| step.is_multiple_of(sync.steps)) {
-            self.policy.sync_reference(sync.alpha)?;
+        match self.sync.filter(|sync| step.is_multiple_of(sync.steps)) {
+            Some(sync) => self.sync_reference(sync.alpha),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn settle(&mut self, session: &mut Session) -> Result<()> {
@@ -241,8 +232,8 @@ impl<T: Element<Stat = f32>> Task<f32> for Run<'_, T> {
     }
 
     fn parts(&mut self) -> Vec<Part<'_, f32>> {
-        let (policy, master, optimizer) = (&mut self.policy, &mut self.master, &mut self.optimizer);
-        let part = part_of(self.folder, policy, master, optimizer, self.sync.is_some());
+        let masters = (&mut self.master, self.reference_master.as_mut());
+        let part = part_of(self.folder, &mut self.policy, masters, &mut self.optimizer);
         vec![part.expect("there was one when the run began")]
     }
 }
@@ -276,16 +267,18 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
 
     /// A step of the optimiser.
     fn update(&mut self, session: &Session, rate: f64, norm: &Tensor<f64>) -> Result<()> {
-        let (config, weights) = (session.config, &mut self.policy.weights);
-        match &mut self.master {
-            None => {
-                let full = full_mut(weights, &mut self.master)?;
-                self.optimizer.step(config, rate, norm, full, &self.grads)
+        let how = (session.config, rate, norm);
+        self.master.step(&mut self.optimizer, how, &mut self.policy.weights, &self.grads)
+    }
+
+    /// `reference <- alpha policy + (1 - alpha) reference`, in float32.
+    fn sync_reference(&mut self, alpha: f64) -> Result<()> {
+        let Policy { weights, reference, .. } = &mut self.policy;
+        match (reference, &mut self.reference_master) {
+            (Some(reference), Some(master)) => {
+                master.follow(alpha, (&mut self.master, weights), reference)
             }
-            Some(master) => {
-                let rounded = Some(weights);
-                self.optimizer.step_rounded(config, rate, norm, master, rounded, &self.grads)
-            }
+            _ => Ok(()),
         }
     }
 

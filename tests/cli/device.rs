@@ -1,8 +1,8 @@
 //! Training on a GPU, every kernel executed on the host.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Fixture, Running, assert_same, collimate};
+use super::{Fixture, Running, assert_same, collimate, pairs};
 
 const CUDA: &str = "--device cuda --dtype f32";
 
@@ -42,6 +42,9 @@ fn every_method_is_the_cpus() {
         "dpo --loss-type aot,discopop,kto_paired --f-divergence-type reverse_kl",
         "dpo --f-divergence-type js_divergence --batch-invariant",
         "dpo --loss-type simpo",
+        "dpo --loss-type slic_hf --slic-target sampled --slic-max-new-tokens 9",
+        "dpo --sync-ref-model --ref-model-sync-steps 1 --ref-model-mixup-alpha 0.5",
+        "reward --center-rewards-coefficient 0.1 --gradient-accumulation-steps 2",
     ]
     .into_iter()
     .enumerate()
@@ -52,6 +55,116 @@ fn every_method_is_the_cpus() {
         let got = fixture.train(method, &cuda, &format!("{all} {CUDA} {flags}"));
         assert_near(&got, &want, 1e-4, more, |_| false);
     }
+}
+
+#[test]
+fn tables_margins_and_ranks_are_the_cpus() {
+    let fixture = Fixture::new();
+    let responses = [" is wide and calm", " who knows", " go away now"];
+    let prompt = |i: usize| format!("Tell me {i}.");
+    let probabilities = json!([[0.5, 0.9, 0.6], [0.1, 0.5, 0.3], [0.4, 0.7, 0.5]]);
+    let tables: Vec<Value> = (0..6)
+        .map(|i| json!({ "prompt": prompt(i), "responses": responses, "probabilities": probabilities }))
+        .collect();
+    let ranks: Vec<Value> = (0..6)
+        .map(|i| json!({ "prompt": prompt(i), "responses": responses, "ranks": [0, 1, i % 2] }))
+        .collect();
+    let mut led = pairs(8);
+    for (i, row) in led.iter_mut().enumerate() {
+        row["weight"] = json!(0.5 + i as f64);
+        row[if i % 2 == 0 { "margin" } else { "target_prob" }] = json!(0.7);
+    }
+    for (name, rows, method) in [
+        ("tables", tables, "dpo --loss-type psi_po"),
+        ("ranks", ranks, "reward --center-rewards-coefficient 0.2"),
+        ("led", led, "reward"),
+    ] {
+        let data = fixture.rows(&format!("{name}.jsonl"), &rows);
+        let (method, flags) = method.split_once(' ').unwrap_or((method, ""));
+        let more = format!("{flags} --dataset {data} --learning-rate 1e-3");
+        let want = fixture.train(method, &format!("{name}-cpu"), &more);
+        let got = fixture.train(method, &format!("{name}-cuda"), &format!("{more} {CUDA}"));
+        assert_near(&got, &want, 1e-4, name, |_| false);
+    }
+}
+
+/// Rollouts, rewards and all passes: completions are the CPU's token by token.
+#[test]
+fn what_is_learnt_from_samples_is_the_cpus() {
+    let fixture = Fixture::new();
+    fixture.train("reward", "rm", "--max-steps 6");
+    let model = format!("--reward-model-path {}", fixture.at("rm"));
+    let shape = "--gradient-accumulation-steps 2 --response-length 8 --learning-rate 1e-3 \
+                 --num-ppo-epochs 2 --num-mini-batches 2 --max-steps 2";
+    let texts = format!("--pretrain-dataset {} --ptx-coef 0.5", fixture.at("pairs.jsonl"));
+    for (i, (method, flags)) in [
+        ("ppo", format!("{texts} --whiten-rewards --adaptive-kl --kl-target 0.01")),
+        ("rloo", "--normalize-advantages --weight-decay 0.1".into()),
+        ("grpo", "--beta 0.1 --loss-type dr_grpo --mask-truncated-completions".into()),
+        ("grpo", format!("--eval-dataset {}", fixture.at("pairs.jsonl"))),
+        ("online-dpo", "--loss-type ipo".into()),
+        ("ppo", "--skip-nonfinite --missing-eos-penalty 1".into()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let all = format!("{shape} {model} {flags}");
+        let want = fixture.train(method, &format!("cpu-{i}"), &all);
+        let got = fixture.train(method, &format!("cuda-{i}"), &format!("{all} {CUDA}"));
+        assert_near(&got, &want, 1e-4, &format!("{method} {flags}"), |_| false);
+    }
+}
+
+#[test]
+fn learning_from_samples_in_bf16() {
+    let fixture = Fixture::new();
+    let all = "--gradient-accumulation-steps 2 --response-length 8 --learning-rate 1e-3 \
+               --reward brevity --num-ppo-epochs 1 --device cuda --max-steps 3 --save-steps 2";
+    for method in ["ppo", "online-dpo"] {
+        let [once, again] = ["once", "again"].map(|name| format!("{method}-{name}"));
+        let metrics = fixture.train(method, &once, all);
+        if method == "ppo" {
+            let first = [&metrics[0]["val/ratio"], &metrics[0]["policy/approxkl_avg"]];
+            assert_eq!(first.map(|x| x.as_f64().unwrap()), [1.0, 0.0], "of the first pass");
+        }
+        fixture.train(method, &again, all);
+        std::fs::remove_file(fixture.path(&again).join("model.safetensors")).unwrap();
+        fixture.train(method, &again, &format!("{all} --resume-from-checkpoint auto"));
+        assert_same(&fixture.path(&once), &fixture.path(&again), |_| false);
+    }
+}
+
+#[test]
+fn a_reference_in_bf16_follows_in_float32() {
+    let fixture = Fixture::new();
+    // A share that bf16 would round away.
+    let all = "--device cuda --sync-ref-model --ref-model-sync-steps 1 --learning-rate 1e-2 \
+               --ref-model-mixup-alpha 1e-3 --max-steps 4 --save-steps 2";
+    fixture.train("dpo", "once", all);
+    let hard = all.replace("1e-3", "1");
+    let metrics = fixture.train("dpo", "hard", &hard);
+    // Every step begins where policy and reference agree.
+    for line in &metrics {
+        assert!((line["loss"].as_f64().unwrap() - 2f64.ln()).abs() < 1e-6, "{line}");
+    }
+    let reference = |out: &str| {
+        let path = fixture.path(out).join("checkpoint-4/optimizer.safetensors");
+        let file = collimate::models::TensorFile::open(path).unwrap();
+        let info = file.info("reference").unwrap();
+        let mut values = vec![0f32; info.shape[0]];
+        file.read("reference", &mut values).unwrap();
+        values
+    };
+    let (soft, hard) = (reference("once"), reference("hard"));
+    let start: f32 = soft.iter().zip(&hard).map(|(a, b)| (a - b).abs()).sum();
+    assert!(start > 0.0);
+    let whole = soft.iter().filter(|x| x.to_bits() & 0xffff != 0).count();
+    assert!(whole > soft.len() / 8, "{whole} of {} are no bf16", soft.len());
+    // And a resumed run goes on from it.
+    fixture.train("dpo", "again", all);
+    std::fs::remove_dir_all(fixture.path("again").join("checkpoint-4")).unwrap();
+    fixture.train("dpo", "again", &format!("{all} --resume-from-checkpoint auto"));
+    assert_same(&fixture.path("once"), &fixture.path("again"), |_| false);
 }
 
 /// bf16 has 8 bits: a rounding is 0.4%, and a log-prob of some sixty nats is the sum of as many.

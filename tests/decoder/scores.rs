@@ -1,10 +1,10 @@
 //! The scalar head against central differences in f64, and against copies of shared prompts.
 
-use collimate::Device;
 use collimate::nn::{
     Decoder, DecoderConfig, Keep, Layout, LayoutBuilder, ScoreAt, Scorer, Weights,
 };
 use collimate::rng::Rng;
+use collimate::{Device, Tensor};
 
 use super::{ANSWERS, PROMPT, coefficient, shapes};
 
@@ -36,10 +36,12 @@ fn layout(mut builder: LayoutBuilder, share: bool) -> Layout {
 /// A function with a coefficient for every score, and its gradient.
 fn run(model: &Scorer<f64>, layout: &Layout, at: ScoreAt, keep: Keep) -> (f64, Weights<f64>) {
     let scored = model.forward(layout.clone(), at, keep).unwrap();
-    let dscores: Vec<f64> = (0..scored.scores.len()).map(coefficient).collect();
-    let value = scored.scores.iter().zip(&dscores).map(|(s, c)| s * c).sum();
+    let scores = scored.to_host().unwrap();
+    let dscores: Vec<f64> = (0..scores.len()).map(coefficient).collect();
+    let value = scores.iter().zip(&dscores).map(|(s, c)| s * c).sum();
+    let dscores = Tensor::column(&Device::Cpu, &dscores).unwrap();
     let mut grads = Weights::zeros(&Device::Cpu, model.weights.table()).unwrap();
-    model.backward(scored, &dscores, &mut grads).unwrap();
+    model.backward(scored, dscores.view(), &mut grads).unwrap();
     (value, grads)
 }
 
@@ -105,7 +107,8 @@ fn what_does_not_fit_is_an_error() {
     let shared = layout(LayoutBuilder::whole(), true);
     let scored = model.forward(shared.clone(), ScoreAt::Last, Keep::Activations).unwrap();
     let mut grads = Weights::zeros(&Device::Cpu, model.weights.table()).unwrap();
-    assert!(model.backward(scored, &[1.0], &mut grads).is_err());
+    let one = Tensor::column(&Device::Cpu, &[1.0]).unwrap();
+    assert!(model.backward(scored, one.view(), &mut grads).is_err());
     // A language model has no score.
     let (decoder, table) = Decoder::new(config).unwrap();
     let weights = Weights::<f64>::zeros(&Device::Cpu, &table).unwrap();

@@ -116,6 +116,11 @@ fn check<S: Real>(
     {
         return Err(Error::shape(OP, format!("{p} target_probs"), probs.len().to_string()));
     }
+    if let Some(candidates) = pairs.candidates
+        && candidates.len() != p
+    {
+        return Err(Error::shape(OP, format!("{p} candidates"), candidates.len().to_string()));
+    }
     // The objective, the probabilities and the normaliser, as the host's code checks them.
     let (zeros, tokens) = (vec![0.0; p], vec![1; p]);
     let batch = losses::PairBatch {
@@ -155,7 +160,14 @@ impl Launch {
                 (ffi::COLLIMATE_PREFERENCE_SIGMOID, Term { label_smoothing, ..base })
             }
             PairLoss::PsiPo(psi) => {
-                self.psi_targets = Some(each(&|p| psi.target(p)));
+                let mut targets = each(&|p| psi.target(p));
+                let candidates = pairs.candidates.unwrap_or_default();
+                for (target, probs) in targets.iter_mut().zip(candidates) {
+                    if let Some(probs) = probs {
+                        *target = psi.target_of(*probs) as f32;
+                    }
+                }
+                self.psi_targets = Some(targets);
                 (ffi::COLLIMATE_PREFERENCE_PSI_PO, base)
             }
             PairLoss::Robust(x) => {

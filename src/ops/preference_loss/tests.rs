@@ -61,6 +61,7 @@ impl Batch {
             reference_logps: Some(reference.view()),
             tokens: tokens.view(),
             target_probs: labelled.then_some(&self.probs),
+            candidates: None,
             target_logps: Some(target.view()),
             weights: weighted.then(|| weights.view()),
         };
@@ -193,6 +194,7 @@ test_devices! {
             reference_logps: Some(two.view()),
             tokens: tokens.view(),
             target_probs: None,
+            candidates: None,
             target_logps: None,
             weights: None,
         };

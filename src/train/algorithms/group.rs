@@ -1,9 +1,11 @@
-use super::{Algorithm, Scored, clip_metrics};
-use crate::Result;
-use crate::losses::{Grpo, PolicyOutput, Rloo, leave_one_out, sample_deviation, whiten};
+use super::{Algorithm, DeviceTokens, Scored, clip_metrics};
+use crate::losses::{
+    Grpo, PolicyOutput, Rloo, TokenNormaliser, leave_one_out, sample_deviation, whiten,
+};
 use crate::train::methods::{Coefficients, SequenceLoss, StepTotals};
 use crate::train::metrics::Means;
 use crate::train::rollout::Episode;
+use crate::{Result, Tensor};
 
 /// RLOO: completions of one prompt are each other's baseline.
 #[derive(Clone, Debug)]
@@ -74,6 +76,22 @@ impl Algorithm for RlooAlgorithm {
         })
     }
 
+    fn device_loss(&self, tokens: &DeviceTokens, step: &StepTotals) -> Result<Tensor<f32>> {
+        let (logps, old_logps) = (tokens.sums(tokens.logps)?, tokens.sums(tokens.old_logps)?);
+        let advantage = |e: &&Episode| e.advantages.first().copied().unwrap_or(0.0) as f32;
+        let advantages: Vec<f32> = tokens.episodes.iter().map(advantage).collect();
+        let advantages = Tensor::column(&tokens.logps.device(), &advantages)?;
+        let completions = DeviceTokens {
+            logps: logps.view(),
+            old_logps: old_logps.view(),
+            advantages: advantages.view(),
+            reference: None,
+            ..tokens.clone()
+        };
+        let clipped = Grpo { clip: self.0.clip, beta: 0.0, ..Grpo::default() };
+        tokens.spread(&completions.clipped(&clipped, None, step.sequences.max(1) as f64)?)
+    }
+
     fn metrics(&self, scored: &[Scored], means: &mut Means) -> Result<()> {
         clip_metrics(&self.sequences(scored), scored, means);
         Ok(())
@@ -121,6 +139,21 @@ impl Algorithm for GrpoAlgorithm {
             }
         }
         Ok(SequenceLoss { value, coefficients: Coefficients::Tokens(dlogps) })
+    }
+
+    fn device_loss(&self, tokens: &DeviceTokens, step: &StepTotals) -> Result<Tensor<f32>> {
+        let (sequences, all) = (step.sequences, step.scored_tokens);
+        if self.grpo.normaliser == TokenNormaliser::Dapo {
+            return tokens.clipped(&self.grpo, None, all.max(1) as f64);
+        }
+        let weights = tokens.episodes.iter().flat_map(|e| {
+            let own = e.completion.len();
+            let share = self.grpo.normaliser.share(own, sequences, all, self.longest);
+            std::iter::repeat_n(share as f32, own)
+        });
+        let weights: Vec<f32> = weights.collect();
+        let weights = Tensor::column(&tokens.logps.device(), &weights)?;
+        tokens.clipped(&self.grpo, Some(weights.view()), 1.0)
     }
 
     fn metrics(&self, scored: &[Scored], means: &mut Means) -> Result<()> {

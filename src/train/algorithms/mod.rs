@@ -13,8 +13,10 @@ use std::ops::Range;
 use super::methods::{Coefficients, Method, MicroBatch, Scores, SequenceLoss, StepTotals};
 use super::metrics::Means;
 use super::rollout::{self, Episode};
-use crate::Result;
-use crate::losses::{AdaptiveKl, PolicyOutput, Ppo};
+use crate::losses::{AdaptiveKl, Grpo, PolicyOutput, Ppo};
+use crate::ops::ppo_loss::{self, PolicyTokens, PpoMetrics};
+use crate::ops::{elementwise, sequence_sum};
+use crate::{Error, Result, Tensor, View};
 
 /// From rewarded episodes to a loss.
 pub trait Algorithm: Sync {
@@ -43,6 +45,18 @@ pub trait Algorithm: Sync {
     /// log-probs. `kl_coef`: [`Algorithm::beta`], or what it has become.
     fn prepare(&self, kl_coef: f64, episodes: &mut [Episode], means: &mut Means) -> Result<()>;
 
+    /// The reward of each token of the episodes, for an algorithm with a value model: a GPU estimates
+    /// the advantages from them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where there is no value model.
+    fn rewards(&self, _kl_coef: f64, _episodes: &[Episode]) -> Result<Vec<Vec<f64>>> {
+        Err(Error::Unsupported("rewards of tokens without a value model".into()))
+    }
+
+    /// [`Algorithm::loss`] on a GPU, queued: dL/d(log-prob) of each token, `[n, 1]`.
+    fn device_loss(&self, tokens: &DeviceTokens, step: &StepTotals) -> Result<Tensor<f32>>;
+
     /// The loss of some episodes of a mini-batch, and its derivatives.
     fn loss(&self, scored: &[Scored], step: &StepTotals) -> Result<SequenceLoss>;
 
@@ -61,6 +75,55 @@ pub struct Scored<'a> {
     pub logp: f64,
 }
 
+/// The tokens of some episodes on a GPU, `[n, 1]` each.
+#[derive(Clone, Debug)]
+pub struct DeviceTokens<'a> {
+    /// The episodes.
+    pub episodes: Vec<&'a Episode>,
+    /// `[S + 1, 1]` where the tokens of each begin and end.
+    pub cu: View<'a, i32>,
+    /// Log-probs under the policy of the moment.
+    pub logps: View<'a, f32>,
+    /// The same at the rollout.
+    pub old_logps: View<'a, f32>,
+    /// Advantages; of an algorithm that has none, zeros.
+    pub advantages: View<'a, f32>,
+    /// Log-probs under the reference, where there is one.
+    pub reference: Option<View<'a, f32>>,
+}
+
+impl DeviceTokens<'_> {
+    /// The sum of a value over each episode's tokens, `[S, 1]`.
+    fn sums(&self, values: View<'_, f32>) -> Result<Tensor<f32>> {
+        Ok(sequence_sum::forward(values, self.cu, None)?.0)
+    }
+
+    /// A value of each episode for each of its tokens.
+    fn spread(&self, values: &Tensor<f32>) -> Result<Tensor<f32>> {
+        let mut tokens = Tensor::to_fill(&values.device(), self.logps.rows(), 1)?;
+        sequence_sum::backward(values.view(), self.cu, None, tokens.view_mut())?;
+        Ok(tokens)
+    }
+
+    /// The clipped loss with a KL term, [`Grpo::token`], of tokens by their `weights`.
+    fn clipped(
+        &self,
+        grpo: &Grpo,
+        weights: Option<View<'_, f32>>,
+        normaliser: f64,
+    ) -> Result<Tensor<f32>> {
+        let mut metrics = PpoMetrics::zeros(&self.logps.device())?;
+        let tokens = PolicyTokens {
+            logps: self.logps,
+            old_logps: self.old_logps,
+            advantages: self.advantages,
+            reference_logps: self.reference.filter(|_| grpo.beta > 0.0),
+            weights,
+        };
+        ppo_loss::policy(grpo, &tokens, normaliser, metrics.view_mut())
+    }
+}
+
 /// A method whose examples are episodes.
 pub struct Learning<'a> {
     /// How.
@@ -70,6 +133,32 @@ pub struct Learning<'a> {
 }
 
 impl Learning<'_> {
+    /// What is known of an update of these micro-batches: masked completions have no tokens.
+    pub(super) fn totals(&self, micros: &[MicroBatch]) -> StepTotals {
+        let mut totals = StepTotals::of(micros);
+        let all = micros.iter().flat_map(|m| &m.examples).map(|&e| &self.episodes[e]);
+        totals.scored_tokens -= all.filter(|e| e.masked).map(|e| e.completion.len()).sum::<usize>();
+        totals
+    }
+
+    /// [`Algorithm::device_loss`], with zeros for the completions that are masked.
+    pub(super) fn device_loss(
+        &self,
+        tokens: &DeviceTokens,
+        step: &StepTotals,
+    ) -> Result<Tensor<f32>> {
+        let mut dlogps = self.algorithm.device_loss(tokens, step)?;
+        if tokens.episodes.iter().any(|e| e.masked) {
+            let kept = |e: &&Episode| {
+                std::iter::repeat_n(if e.masked { 0.0 } else { 1.0 }, e.completion.len())
+            };
+            let kept: Vec<f32> = tokens.episodes.iter().flat_map(kept).collect();
+            let kept = Tensor::column(&dlogps.device(), &kept)?;
+            elementwise::scale_rows(kept.view(), dlogps.view_mut())?;
+        }
+        Ok(dlogps)
+    }
+
     fn scored<'s>(
         &'s self,
         batch: &MicroBatch,

@@ -1,9 +1,11 @@
-use super::{Algorithm, Scored};
-use crate::Result;
-use crate::losses::{BatchOutput, Normaliser, PairBatch, PairObjective, preference_loss};
+use super::{Algorithm, DeviceTokens, Scored};
+use crate::losses::{self, BatchOutput, Normaliser, PairBatch, PairObjective};
+use crate::ops::gather_rows;
+use crate::ops::preference_loss::{self, PairMetrics, Pairs};
 use crate::train::methods::{Coefficients, SequenceLoss, StepTotals, mean};
 use crate::train::metrics::Means;
 use crate::train::rollout::Episode;
+use crate::{Result, Tensor};
 
 /// Online DPO: of two completions of a prompt the one with the higher reward is the chosen one.
 ///
@@ -29,6 +31,10 @@ fn pairs<'s, 'a>(
     scored.iter().step_by(2).zip(scored.iter().skip(1).step_by(2)).map(|(a, b)| pair(a, b))
 }
 
+fn normaliser(step: &StepTotals) -> Normaliser {
+    Normaliser { pairs: step.sequences as f64 / 2.0, micro_batches: step.micro_batches as f64 }
+}
+
 impl OnlineDpo {
     fn loss_of(&self, scored: &[Scored], normaliser: Normaliser) -> Result<BatchOutput> {
         let side = |side: usize| pairs(scored).map(move |(two, _)| two[side]);
@@ -36,7 +42,7 @@ impl OnlineDpo {
         let reference =
             |i: usize| side(i).map(|s| s.episode.reference.iter().sum()).collect::<Vec<f64>>();
         let tokens = |i: usize| side(i).map(|s| s.logps.len()).collect::<Vec<usize>>();
-        preference_loss(
+        losses::preference_loss(
             &self.objective,
             &PairBatch {
                 policy_chosen_logps: &logps(0),
@@ -73,11 +79,7 @@ impl Algorithm for OnlineDpo {
     }
 
     fn loss(&self, scored: &[Scored], step: &StepTotals) -> Result<SequenceLoss> {
-        let normaliser = Normaliser {
-            pairs: step.sequences as f64 / 2.0,
-            micro_batches: step.micro_batches as f64,
-        };
-        let out = self.loss_of(scored, normaliser)?;
+        let out = self.loss_of(scored, normaliser(step))?;
         let sides = pairs(scored).zip(out.dchosen.iter().zip(&out.drejected));
         let coefficients = sides.flat_map(|((_, swapped), (&chosen, &rejected))| match swapped {
             true => [rejected, chosen],
@@ -85,6 +87,45 @@ impl Algorithm for OnlineDpo {
         });
         let coefficients = Coefficients::Sequences(coefficients.collect());
         Ok(SequenceLoss { value: out.loss, coefficients })
+    }
+
+    fn device_loss(&self, tokens: &DeviceTokens, step: &StepTotals) -> Result<Tensor<f32>> {
+        let (device, pairs) = (tokens.logps.device(), tokens.episodes.len() / 2);
+        // Which episode stands where once the chosen one is the first of each pair.
+        let order = tokens.episodes.chunks_exact(2).zip((0..).step_by(2)).flat_map(
+            |(two, first)| match two[1].score > two[0].score {
+                true => [first + 1, first],
+                false => [first, first + 1],
+            },
+        );
+        let order: Vec<i32> = order.collect();
+        let lengths: Vec<i32> =
+            order.iter().map(|&e| tokens.episodes[e as usize].completion.len() as i32).collect();
+        let (order, lengths) =
+            (Tensor::column(&device, &order)?, Tensor::column(&device, &lengths)?);
+        let ordered = |values: &Tensor<f32>| -> Result<Tensor<f32>> {
+            let mut sides = Tensor::to_fill(&device, 2 * pairs, 1)?;
+            gather_rows::forward(values.view(), order.view(), sides.view_mut())?;
+            Ok(sides)
+        };
+        let policy = ordered(&tokens.sums(tokens.logps)?)?;
+        let reference = tokens.reference.map(|logps| ordered(&tokens.sums(logps)?)).transpose()?;
+        let reference = reference.as_ref().map(|r| r.view().reshape(pairs, 2)).transpose()?;
+        let batch = Pairs {
+            policy_logps: policy.view().reshape(pairs, 2)?,
+            reference_logps: reference,
+            tokens: lengths.view().reshape(pairs, 2)?,
+            target_probs: None,
+            candidates: None,
+            target_logps: None,
+            weights: None,
+        };
+        let mut metrics = PairMetrics::zeros(&device)?;
+        let normaliser = normaliser(step);
+        let out =
+            preference_loss::forward(&self.objective, &batch, normaliser, metrics.view_mut())?;
+        // The order is its own inverse.
+        tokens.spread(&ordered(&out.dlogps.into_shape(2 * pairs, 1)?)?)
     }
 
     fn metrics(&self, scored: &[Scored], means: &mut Means) -> Result<()> {

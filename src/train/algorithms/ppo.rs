@@ -1,9 +1,9 @@
-use super::{Algorithm, Scored, clip_metrics};
-use crate::Result;
-use crate::losses::{AdaptiveKl, PolicyOutput, Ppo, token_rewards, whiten, whiten_scale};
+use super::{Algorithm, DeviceTokens, Scored, clip_metrics};
+use crate::losses::{AdaptiveKl, Grpo, PolicyOutput, Ppo, token_rewards, whiten, whiten_scale};
 use crate::train::methods::{Coefficients, SequenceLoss, StepTotals};
 use crate::train::metrics::Means;
 use crate::train::rollout::Episode;
+use crate::{Result, Tensor};
 
 /// PPO: rewards of tokens with the KL penalty, advantages by a value model, clipped losses.
 #[derive(Clone, Debug)]
@@ -44,13 +44,20 @@ impl Algorithm for PpoAlgorithm {
         Some(&self.ppo)
     }
 
-    fn prepare(&self, kl_coef: f64, episodes: &mut [Episode], _: &mut Means) -> Result<()> {
+    fn rewards(&self, kl_coef: f64, episodes: &[Episode]) -> Result<Vec<Vec<f64>>> {
         let rewards = |e: &Episode| token_rewards(kl_coef, &e.logps, &e.reference, e.score);
         let rewards: Vec<Vec<f64>> = episodes.iter().map(rewards).collect::<Result<_>>()?;
-        let mut rewards = rewards.concat();
-        if self.whiten_rewards {
-            whiten_scale(&mut rewards);
+        if !self.whiten_rewards {
+            return Ok(rewards);
         }
+        let mut all = rewards.concat();
+        whiten_scale(&mut all);
+        let mut rest = all.into_iter();
+        Ok(rewards.iter().map(|own| rest.by_ref().take(own.len()).collect()).collect())
+    }
+
+    fn prepare(&self, kl_coef: f64, episodes: &mut [Episode], _: &mut Means) -> Result<()> {
+        let rewards = self.rewards(kl_coef, episodes)?.concat();
         let mut rest = &rewards[..];
         let mut advantages = Vec::with_capacity(rewards.len());
         for episode in episodes.iter_mut() {
@@ -75,6 +82,11 @@ impl Algorithm for PpoAlgorithm {
             value: tokens.iter().map(|out| share * out.loss).sum(),
             coefficients: Coefficients::Tokens(tokens.iter().map(|o| share * o.dlogp).collect()),
         })
+    }
+
+    fn device_loss(&self, tokens: &DeviceTokens, step: &StepTotals) -> Result<Tensor<f32>> {
+        let clipped = Grpo { clip: self.ppo.clip, beta: 0.0, ..Grpo::default() };
+        tokens.clipped(&clipped, None, step.scored_tokens.max(1) as f64)
     }
 
     fn metrics(&self, scored: &[Scored], means: &mut Means) -> Result<()> {

@@ -60,18 +60,11 @@ pub trait Method: Sync {
         step: &StepTotals,
     ) -> Result<SequenceLoss>;
 
-    /// Whether a GPU computes the loss of a step, by [`Method::device_loss`]: then nothing of it is
-    /// waited for. Else the host does, and waits for what the GPU scored.
-    fn queues(&self, _micros: &[MicroBatch]) -> bool {
-        false
-    }
-
-    /// [`Method::loss`] on a GPU, where it is queued: dL/d(sum of log-probs) of each sequence in
-    /// `range`, `[n, 1]`.
+    /// [`Method::loss`] on a GPU, where it is queued and nothing is waited for: dL/d(sum of log-probs)
+    /// of each sequence in `range`, or under a scalar head dL/d(score), `[n, 1]`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a method that does not [queue](Method::queues), or a loss without a
-    /// kernel.
+    /// [`Error::Unsupported`] for a loss without a kernel.
     fn device_loss(
         &self,
         _batch: &MicroBatch,

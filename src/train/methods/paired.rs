@@ -8,7 +8,7 @@ use crate::nn::LayoutBuilder;
 use crate::ops::preference_loss::{self, PairMetrics};
 use crate::train::DeviceScores;
 use crate::train::metrics::Means;
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, View};
 
 /// Preference pairs under any paired loss: DPO and its relatives.
 ///
@@ -48,8 +48,7 @@ impl Paired {
         let examples = &batch.examples[sequences.start / width..sequences.end / width];
         let (chosen, rejected) = (side(&scores.logps, 0), side(&scores.logps, 1));
         let (ref_chosen, ref_rejected) = (side(&scores.reference, 0), side(&scores.reference, 1));
-        let candidates = examples.iter().map(|&e| self.pairs.text(e)?.candidates.as_ref());
-        let candidates: Vec<_> = candidates.map(|all| all.map(Candidates::rows)).collect();
+        let candidates = self.candidates(examples);
         let targets = self.targets.as_ref().map(|_| side(&scores.logps, 2));
         let (weights, probs) = self.columns(examples);
         losses::preference_loss(
@@ -80,6 +79,12 @@ impl Paired {
             any.then(|| examples.iter().map(|&e| value(e).unwrap_or(1.0)).collect())
         };
         (column(|pair| pair.weight), column(|pair| pair.target_prob))
+    }
+
+    /// The tables of the pairs that are of several candidates.
+    fn candidates(&self, examples: &[usize]) -> Vec<Option<[&[f64]; 2]>> {
+        let tables = examples.iter().map(|&e| self.pairs.text(e)?.candidates.as_ref());
+        tables.map(|all| all.map(Candidates::rows)).collect()
     }
 
     fn normaliser(batch: &MicroBatch, step: &StepTotals) -> Normaliser {
@@ -152,12 +157,6 @@ impl super::Method for Paired {
         Ok(SequenceLoss { value: out.loss, coefficients: Coefficients::Sequences(coefficients) })
     }
 
-    fn queues(&self, micros: &[MicroBatch]) -> bool {
-        // The kernels know neither a third sequence nor several candidates.
-        let candidates = |&e: &usize| self.pairs.text(e).is_some_and(|p| p.candidates.is_some());
-        self.targets.is_none() && !micros.iter().flat_map(|m| &m.examples).any(candidates)
-    }
-
     fn device_loss(
         &self,
         batch: &MicroBatch,
@@ -165,27 +164,49 @@ impl super::Method for Paired {
         scores: &DeviceScores,
         step: &StepTotals,
     ) -> Result<Tensor<f32>> {
-        let (sequences, device) = (range.len(), scores.device());
-        let (weights, target_probs) = self.columns(&batch.examples[range.start / 2..range.end / 2]);
+        let (width, device) = (self.width(), scores.device());
+        let pairs = range.len() / width;
+        let examples = &batch.examples[range.start / width..range.end / width];
+        let (weights, target_probs) = self.columns(examples);
         let weights = weights.map(|weights| {
             let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
             Tensor::column(&device, &weights)
         });
         let weights = weights.transpose()?;
-        let tokens = scores.tokens(range.clone())?;
-        let pairs = preference_loss::Pairs {
-            policy_logps: scores.logps(range.clone())?.reshape(sequences / 2, 2)?,
-            reference_logps: Some(scores.reference(range)?.reshape(sequences / 2, 2)?),
-            tokens: tokens.view().reshape(sequences / 2, 2)?,
+        let candidates = self.candidates(examples);
+        let tokens = scores.tokens(range.clone().filter(|s| s % width < 2))?;
+        // A row a pair: its chosen sequence, its rejected one, and the target where there is one.
+        let logps = scores.logps(range.clone())?.reshape(pairs, width)?;
+        let reference = scores.reference(range)?.reshape(pairs, width)?;
+        let part = |all: View<'_, f32>, from: usize, cols: usize| -> Result<Tensor<f32>> {
+            let mut part = Tensor::to_fill(&device, pairs, cols)?;
+            part.view_mut().copy_from(all.cols_range(from, cols)?)?;
+            Ok(part)
+        };
+        let (both, reference) = (part(logps, 0, 2)?, part(reference, 0, 2)?);
+        let target = (width == 3).then(|| part(logps, 2, 1)).transpose()?;
+        let batch_of_pairs = preference_loss::Pairs {
+            policy_logps: both.view(),
+            reference_logps: Some(reference.view()),
+            tokens: tokens.view().reshape(pairs, 2)?,
             target_probs: target_probs.as_deref(),
-            target_logps: None,
+            candidates: Some(&candidates),
+            target_logps: target.as_ref().map(Tensor::view),
             weights: weights.as_ref().map(Tensor::view),
         };
         let mut metrics = PairMetrics::zeros(&device)?;
-        let normaliser = Self::normaliser(batch, step);
-        let out =
-            preference_loss::forward(&self.objective, &pairs, normaliser, metrics.view_mut())?;
-        out.dlogps.into_shape(sequences, 1)
+        let out = preference_loss::forward(
+            &self.objective,
+            &batch_of_pairs,
+            Self::normaliser(batch, step),
+            metrics.view_mut(),
+        )?;
+        let mut coefficients = Tensor::zeros(&device, pairs, width)?;
+        coefficients.view_mut().cols_range(0, 2)?.copy_from(out.dlogps.view())?;
+        if let Some(dtarget) = out.dtarget.filter(|_| width == 3) {
+            coefficients.view_mut().cols_range(2, 1)?.copy_from(dtarget.view())?;
+        }
+        coefficients.into_shape(pairs * width, 1)
     }
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {

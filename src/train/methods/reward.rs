@@ -3,10 +3,15 @@ use std::ops::Range;
 use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
 use crate::data::preferences::PreferenceText;
 use crate::data::{Dataset, Preference};
-use crate::losses::{BradleyTerry, ScoreInputs};
+use crate::losses::{
+    self, BradleyTerry, Divergence, Dpo, Normaliser, PairLoss, PairObjective, PairTerm, ScoreInputs,
+};
 use crate::nn::LayoutBuilder;
+use crate::ops::preference_loss::{self, PairMetrics};
+use crate::ops::{elementwise, gather_rows, sequence_sum};
+use crate::train::DeviceScores;
 use crate::train::metrics::Means;
-use crate::{Error, Result};
+use crate::{Error, Result, Tensor, View};
 
 /// A reward model on pairs or ranked responses: Bradley-Terry on the scores of whole sequences.
 ///
@@ -134,6 +139,21 @@ impl super::Method for Reward {
         })
     }
 
+    fn device_loss(
+        &self,
+        batch: &MicroBatch,
+        _: Range<usize>,
+        scores: &DeviceScores,
+        step: &StepTotals,
+    ) -> Result<Tensor<f32>> {
+        let normaliser = Normaliser {
+            pairs: (batch.examples.len() * step.micro_batches) as f64,
+            micro_batches: step.micro_batches as f64,
+        };
+        let pairs = ScorePairs::of(&self.preferences.batch(&batch.examples)?)?;
+        pairs.differentiate(&self.loss, scores, normaliser)
+    }
+
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
         let judged = self.judged(batch, &scores.scores)?;
         let all = || scores.scores.iter().copied();
@@ -143,5 +163,115 @@ impl super::Method for Reward {
         means.add("accuracy", mean(judged.iter().map(|j| j.accuracy)));
         means.add("margin", mean(judged.iter().map(|j| j.margin)));
         Ok(())
+    }
+}
+
+/// The pairs of a micro-batch, as a GPU compares them: Bradley-Terry is the loss of DPO whose
+/// log-ratios are scores, with the margins for a reference.
+#[derive(Default)]
+struct ScorePairs {
+    /// The sequences of each pair, the better one first.
+    sides: Vec<i32>,
+    /// The margin of each pair and a zero.
+    margins: Vec<f32>,
+    target_probs: Vec<f64>,
+    weights: Vec<f32>,
+}
+
+impl ScorePairs {
+    fn of(preferences: &[&Preference]) -> Result<Self> {
+        let (mut all, mut first) = (ScorePairs::default(), 0);
+        for preference in preferences {
+            match preference {
+                Preference::Pair(pair) => {
+                    all.push([first, first + 1], pair.weight.unwrap_or(1.0));
+                    all.margins.extend([pair.margin.unwrap_or(0.0) as f32, 0.0]);
+                    all.target_probs.push(pair.target_prob.unwrap_or(1.0));
+                }
+                Preference::Ranked(ranked) => {
+                    let ranks: Vec<usize> = ranked.responses.iter().map(|r| r.rank).collect();
+                    let kept = losses::ranked_pairs(&ranks);
+                    for &(better, worse) in &kept {
+                        all.push([first + better, first + worse], 1.0 / kept.len() as f64);
+                        all.margins.extend([0.0; 2]);
+                        all.target_probs.push(1.0);
+                    }
+                }
+            }
+            first += preference.sides().len();
+        }
+        Ok(all)
+    }
+
+    fn push(&mut self, sides: [usize; 2], weight: f64) {
+        self.sides.extend(sides.map(|side| side as i32));
+        self.weights.push(weight as f32);
+    }
+
+    /// dL/d(score) of every sequence, `[S, 1]`.
+    fn differentiate(
+        &self,
+        loss: &BradleyTerry,
+        scores: &DeviceScores,
+        normaliser: Normaliser,
+    ) -> Result<Tensor<f32>> {
+        let (device, pairs) = (scores.device(), self.weights.len());
+        let all = scores.logps(0..scores.sequences())?;
+        let sides = Tensor::column(&device, &self.sides)?;
+        let mut compared = Tensor::zeros(&device, 2 * pairs, 1)?;
+        gather_rows::forward(all, sides.view(), compared.view_mut())?;
+        let margins = Tensor::column(&device, &self.margins)?;
+        let weights = Tensor::column(&device, &self.weights)?;
+        let tokens = Tensor::column(&device, &vec![1; 2 * pairs])?;
+        let dpo = Dpo { beta: 1.0, label_smoothing: 0.0 };
+        let objective = PairObjective {
+            terms: vec![(1.0, PairTerm::Pair(PairLoss::Dpo(dpo)))],
+            beta: 1.0,
+            reference_free: false,
+            divergence: Divergence::ReverseKl,
+        };
+        let mut metrics = PairMetrics::zeros(&device)?;
+        let out = preference_loss::forward(
+            &objective,
+            &preference_loss::Pairs {
+                policy_logps: compared.view().reshape(pairs, 2)?,
+                reference_logps: Some(margins.view().reshape(pairs, 2)?),
+                tokens: tokens.view().reshape(pairs, 2)?,
+                target_probs: Some(&self.target_probs),
+                candidates: None,
+                target_logps: None,
+                weights: Some(weights.view()),
+            },
+            normaliser,
+            metrics.view_mut(),
+        )?;
+        let mut dcompared = out.dlogps.into_shape(2 * pairs, 1)?;
+        if loss.center > 0.0 {
+            let each = 2.0 * loss.center / normaliser.pairs;
+            self.center(each, compared.view(), weights.view(), &mut dcompared)?;
+        }
+        let mut dscores = Tensor::zeros(&device, scores.sequences(), 1)?;
+        gather_rows::backward(dcompared.view(), sides.view(), dscores.view_mut())?;
+        Ok(dscores)
+    }
+
+    /// Adds the gradient of the term that centres the scores: `each` times the sum of a pair's two, by
+    /// its weight.
+    fn center(
+        &self,
+        each: f64,
+        compared: View<'_, f32>,
+        weights: View<'_, f32>,
+        dcompared: &mut Tensor<f32>,
+    ) -> Result<()> {
+        let (device, pairs) = (dcompared.device(), self.weights.len());
+        let ends: Vec<i32> = (0..=pairs).map(|pair| 2 * pair as i32).collect();
+        let cu = Tensor::column(&device, &ends)?;
+        let (mut sums, _) = sequence_sum::forward(compared, cu.view(), None)?;
+        elementwise::scale_rows(weights, sums.view_mut())?;
+        elementwise::scale(each, sums.view_mut())?;
+        let mut both = Tensor::to_fill(&device, 2 * pairs, 1)?;
+        sequence_sum::backward(sums.view(), cu.view(), None, both.view_mut())?;
+        elementwise::add(both.view(), dcompared.view_mut())
     }
 }

@@ -52,10 +52,6 @@ impl super::Method for Sft {
         })
     }
 
-    fn queues(&self, _: &[MicroBatch]) -> bool {
-        true
-    }
-
     fn device_loss(
         &self,
         _: &MicroBatch,

@@ -101,10 +101,6 @@ impl super::Method for Unpaired {
         Ok(SequenceLoss { value, coefficients: Coefficients::Sequences(coefficients) })
     }
 
-    fn queues(&self, _: &[MicroBatch]) -> bool {
-        true
-    }
-
     fn device_loss(
         &self,
         batch: &MicroBatch,

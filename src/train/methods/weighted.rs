@@ -1,8 +1,10 @@
 use std::ops::Range;
 
 use super::{Coefficients, Method, MicroBatch, Scores, SequenceLoss, StepTotals};
-use crate::Result;
+use crate::ops::elementwise;
+use crate::train::DeviceScores;
 use crate::train::metrics::Means;
+use crate::{Result, Tensor};
 
 /// A method whose loss is multiplied by a weight, beside another one.
 #[derive(Clone, Copy)]
@@ -54,6 +56,18 @@ impl Method for Weighted<'_> {
         let (Coefficients::Sequences(all) | Coefficients::Tokens(all)) = &mut coefficients;
         all.iter_mut().for_each(|c| *c *= self.weight);
         Ok(SequenceLoss { value: self.weight * value, coefficients })
+    }
+
+    fn device_loss(
+        &self,
+        batch: &MicroBatch,
+        range: Range<usize>,
+        scores: &DeviceScores,
+        step: &StepTotals,
+    ) -> Result<Tensor<f32>> {
+        let mut coefficients = self.method.device_loss(batch, range, scores, step)?;
+        elementwise::scale(self.weight, coefficients.view_mut())?;
+        Ok(coefficients)
     }
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
