@@ -30,8 +30,14 @@ pub(super) struct Columns {
 pub(super) struct Update {
     micros: Vec<Learnt>,
     totals: StepTotals,
-    pretraining: Option<(Vec<(MicroBatch, DeviceScores)>, StepTotals)>,
+    pretraining: Option<Pretrained>,
     pub norms: Norms,
+}
+
+/// Its pretraining texts.
+struct Pretrained {
+    micros: Vec<(MicroBatch, DeviceScores)>,
+    totals: StepTotals,
 }
 
 /// A micro-batch of it.
@@ -279,10 +285,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         Ok(Learnt { micro, scores, logps, values })
     }
 
-    fn queue_pretraining(
-        &mut self,
-        update: usize,
-    ) -> Result<Option<(Vec<(MicroBatch, DeviceScores)>, StepTotals)>> {
+    fn queue_pretraining(&mut self, update: usize) -> Result<Option<Pretrained>> {
         let Some(Pretraining { method, batches }) = &mut self.pretraining else { return Ok(None) };
         let micros: Vec<MicroBatch> =
             batches.step(update).iter().map(|e| method.micro_batch(e)).collect::<Result<_>>()?;
@@ -295,7 +298,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         });
         let all = each.collect::<Result<Vec<_>>>();
         self.policy.head.options.temperature = temperature;
-        Ok(Some((all?, totals)))
+        Ok(Some(Pretrained { micros: all?, totals }))
     }
 
     /// Waits for an update, and adds what it measured.
@@ -340,10 +343,10 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
     }
 
     fn settle_pretraining(&self, update: &Update) -> Result<Option<f64>> {
-        let (Some((micros, totals)), Some(pretraining)) = (&update.pretraining, &self.pretraining)
-        else {
+        let (Some(queued), Some(pretraining)) = (&update.pretraining, &self.pretraining) else {
             return Ok(None);
         };
+        let Pretrained { micros, totals } = queued;
         let scores: Vec<_> = micros.iter().map(|(_, scores)| scores).collect();
         let (scores, fault) = DeviceScores::read(&scores)?;
         let mut loss = 0.0;
