@@ -54,7 +54,7 @@ step training optional "$python" measure_training.py --binary ./bin/collimate --
     echo "## Benches"
     echo
     echo '```text'
-    grep -E ' ms, .*GB/s' "$results/benches.log"
+    grep -E ' ms, .*(GB|GFLOP)/s' "$results/benches.log"
     echo '```'
     for table in "$results"/compare_*.md "$results/training.md"; do
         if [ -f "$table" ]; then echo && cat "$table"; fi

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use collimate::{Device, Plain, Result, Tensor};
+use collimate::{Device, Element, Plain, Real, Result, Tensor};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
 use rayon::prelude::*;
@@ -62,10 +62,38 @@ impl<'a> Bench<'a> {
         bytes: usize,
         setup: impl FnOnce() -> R,
     ) {
+        if let Some(seconds) = self.measure(family, case, Throughput::Bytes(bytes as u64), setup) {
+            self.report(&format!("{family}/{}/{case}", short(&self.device)), bytes, seconds);
+        }
+    }
+
+    /// [`Bench::case`] of an operation that is bound by arithmetic: `flops` of it.
+    pub fn flops_case<R: FnMut(usize)>(
+        &mut self,
+        family: &str,
+        case: &str,
+        flops: usize,
+        setup: impl FnOnce() -> R,
+    ) {
+        let throughput = Throughput::Elements(flops as u64);
+        if let Some(seconds) = self.measure(family, case, throughput, setup) {
+            let (name, rate) = (short(&self.device), flops as f64 / seconds);
+            println!("{family}/{name}/{case}: {:.4} ms, {:.1} GFLOP/s", seconds * 1e3, rate / 1e9);
+        }
+    }
+
+    /// The median of an iteration's seconds, where the case was asked for.
+    fn measure<R: FnMut(usize)>(
+        &mut self,
+        family: &str,
+        case: &str,
+        throughput: Throughput,
+        setup: impl FnOnce() -> R,
+    ) -> Option<f64> {
         let device = self.device.clone();
         let mut group = self.criterion.benchmark_group(format!("{family}/{}", short(&device)));
         quick(&mut group);
-        group.throughput(Throughput::Bytes(bytes as u64));
+        group.throughput(throughput);
         let (mut setup, mut run) = (Some(setup), None);
         let (mut seconds, mut done) = (Vec::new(), 0);
         group.bench_function(case, |b| {
@@ -80,9 +108,7 @@ impl<'a> Bench<'a> {
             });
         });
         group.finish();
-        if !seconds.is_empty() {
-            self.report(&format!("{family}/{}/{case}", short(&device)), bytes, median(seconds));
-        }
+        (!seconds.is_empty()).then(|| median(seconds))
     }
 
     fn report(&mut self, name: &str, bytes: usize, seconds: f64) {
@@ -113,6 +139,20 @@ pub fn repeated<T: Plain>(device: &Device, block: &Tensor<T>, rows: usize) -> Re
     }
     device.synchronize()?;
     Ok(out)
+}
+
+/// Values from -1 to 1, the same in every run.
+pub fn noise<T: Element>(device: &Device, rows: usize, cols: usize) -> Tensor<T> {
+    let block = rows.min(64);
+    let mut state = 1u64;
+    let value = |_| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        T::from_stat(T::Stat::of((state >> 40) as f64 / (1u64 << 23) as f64 - 1.0))
+    };
+    let values = (0..block * cols).map(value).collect();
+    let block = Tensor::from_vec(values, block, cols).expect("a shape");
+    repeated(device, &block, rows).expect("memory")
 }
 
 fn quick(group: &mut BenchmarkGroup<'_, WallTime>) {

@@ -15,8 +15,13 @@ use crate::{DType, Error, Result};
 
 const OP: &str = "matmul";
 
-/// What cuBLASLt may use as scratch: what it wants on sm_90.
+/// What cuBLASLt may use as scratch: what it wants on sm_90. It comes aligned to 256 bytes, as it must
+/// be.
 const WORKSPACE: usize = 32 << 20;
+
+/// Shapes whose plans are kept. Micro-batches have as many tokens as their texts, so the shapes of a
+/// long run have no end.
+const MOST_PLANS: usize = 4096;
 
 /// An operand as it lies: row-major, `stride` elements from row to row.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +65,10 @@ impl Cuda {
     /// reached the product.
     pub(in crate::device) unsafe fn queue_product(&self, product: &Product) -> Result<()> {
         self.bind()?;
+        let [m, n, _] = product.shape;
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
         let stream = &self.0.stream;
         let mut slot = self.0.products.0.lock().unwrap_or_else(PoisonError::into_inner);
         let products = match slot.take() {
@@ -136,11 +145,12 @@ impl Products {
     /// As [`Cuda::queue_product`]; the stream's context must be current.
     unsafe fn queue(&mut self, product: &Product, stream: *mut c_void) -> Result<()> {
         let [m, n, k] = product.shape;
-        if m == 0 || n == 0 {
-            return Ok(());
-        }
         let key = product.key();
         if !self.plans.contains_key(&key) {
+            if self.plans.len() >= MOST_PLANS {
+                // What is queued has taken what it needs of them.
+                self.plans.clear();
+            }
             self.plans.insert(key, Plan::new(self.handle, &key)?);
         }
         let plan = &self.plans[&key];
@@ -269,8 +279,9 @@ fn choose(
 ) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     use sys::cublasLtReductionScheme_t as Scheme;
+    // Parts of a sum are added up in float32: the other schemes do so in the output's type.
     let scheme = match key.splits {
-        true => Scheme::CUBLASLT_REDUCTION_SCHEME_MASK,
+        true => Scheme::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE,
         false => Scheme::CUBLASLT_REDUCTION_SCHEME_NONE,
     };
     let preference = result::create_matmul_pref()?;

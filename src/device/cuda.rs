@@ -275,8 +275,13 @@ impl Cuda {
 impl Drop for Inner {
     fn drop(&mut self) {
         #[cfg(feature = "cpu")]
-        if let Some(workspace) = self.products.workspace() {
-            give(&self.stream, workspace);
+        {
+            // The library's handle is destroyed in the context that it was made in.
+            let context = self.stream.context();
+            context.record_err(context.bind_to_thread());
+            if let Some(workspace) = self.products.workspace() {
+                give(&self.stream, workspace);
+            }
         }
         give(&self.stream, self.error);
     }

@@ -14,7 +14,7 @@ use crate::data::{Dataset, Prompt};
 use crate::models::ModelFolder;
 use crate::nn::Weights;
 use crate::ops::elementwise::fill;
-use crate::{Device, Element, Error, Result, Tensor};
+use crate::{Device, Element, Error, Result};
 use passes::{Passes, pick};
 use update::{Measured, Norms};
 

@@ -17,16 +17,17 @@ pub(super) fn queue<T: Element, C: Element>(
     if k == 0 {
         return empty_sums(cuda, c, output);
     }
-    let operand = |pointer: *const u8, stride: usize, trans: Trans| Operand {
+    // A single row may have any stride; the library wants one that the row fits into.
+    let operand = |pointer: *const u8, stride: usize, cols: usize, trans: Trans| Operand {
         address: pointer.addr() as u64,
-        stride,
+        stride: stride.max(cols),
         transposed: trans == Trans::Yes,
     };
     let product = Product {
         shape: [m, c.cols(), k],
-        a: operand(a.on(OP, cuda)?.cast(), a.stride(), ta),
-        b: operand(b.on(OP, cuda)?.cast(), b.stride(), tb),
-        c: operand(c.on(OP, cuda)?.cast_const().cast(), c.stride(), Trans::No),
+        a: operand(a.on(OP, cuda)?.cast(), a.stride(), a.cols(), ta),
+        b: operand(b.on(OP, cuda)?.cast(), b.stride(), b.cols(), tb),
+        c: operand(c.on(OP, cuda)?.cast_const().cast(), c.stride(), c.cols(), Trans::No),
         inputs: T::DTYPE,
         output: C::DTYPE,
         adds: output == Output::Add,
