@@ -121,6 +121,7 @@ def large_model(tokenizer, to):
         bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id)).save_pretrained(to)
     for file in Path(tokenizer).glob("tokenizer*"):
         shutil.copyfile(file, Path(to) / file.name)
+    return {}
 
 
 def main():
@@ -138,7 +139,7 @@ def main():
     a = ap.parse_args()
     if a.peer:
         kind, model, what, *numbers = json.loads(a.peer)
-        call = dict(dpo=trl_dpo, generate=transformers_generate)[kind]
+        call = dict(dpo=trl_dpo, generate=transformers_generate, model=large_model)[kind]
         print(json.dumps(call(model, what, *map(int, numbers))))
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -162,7 +163,8 @@ def compare(a, scratch, root):
         ours = collimate_dpo(a.binary, model, rows, a.steps, a.threads, scratch / "small")
         results.append((f"DPO, {model.name}", "TRL", theirs, ours))
     if "large" in only:
-        large_model(model, scratch / "llama-15m")
+        # Not here: the peak of a child counts what its parent held when it was started.
+        peer("model", model, scratch / "llama-15m")
         theirs = None if a.ours else peer("dpo", scratch / "llama-15m", rows, a.large_steps, a.threads)
         ours = collimate_dpo(a.binary, scratch / "llama-15m", rows, a.large_steps, a.threads, scratch / "large")
         results.append(("DPO, Llama of 15 M", "TRL", theirs, ours))
