@@ -1,6 +1,6 @@
 //! Attention: bound by its products in training, by the bytes of the cache in decoding.
 
-use collimate::ops::attention::{Heads, Segment, backward, decode, forward};
+use collimate::ops::attention::{Heads, Segment, Segments, backward, decode, forward};
 use collimate::{Element, Tensor};
 use half::bf16;
 
@@ -31,7 +31,7 @@ fn training<T: Element>(bench: &mut Bench<'_>, sequences: usize, length: usize, 
         let (start, q_len) = ((s * length) as i32, length as i32);
         Segment { q_start: start, q_len, kv_start: start, ..Segment::default() }
     };
-    let segments: &Vec<Segment> = &(0..sequences).map(segment).collect();
+    let segments: &Segments = &(0..sequences).map(segment).collect::<Vec<_>>().into();
     let pairs = sequences * (length * (length + 1) / 2) * columns;
     let heads = &heads;
     let inputs = || noise::<T>(device, rows, columns + 2 * kv_heads * head_dim);
@@ -71,7 +71,7 @@ fn decoding<T: Element>(bench: &mut Bench<'_>, sequences: usize, length: usize, 
             let kv_start = start + prefix_len;
             Segment { q_start: s as i32, q_len: 1, kv_start, prefix_start: start, prefix_len }
         };
-        let segments: Vec<Segment> = (0..sequences).map(segment).collect();
+        let segments: Segments = (0..sequences).map(segment).collect::<Vec<_>>().into();
         move |_| {
             let (k, v) = (keys.view(), values.view());
             decode(q.view(), k, v, &segments, &heads, out.view_mut()).expect("shapes");

@@ -100,7 +100,7 @@ fn generate_together<T: Element>(
     }
     let mut cache = KvCache::new(&device, decoder.config(), rows)?;
     loop {
-        let hidden = decoder.decode(weights, &tokens, &positions, &segments, &mut cache)?;
+        let hidden = decoder.decode(weights, &tokens, &positions, &segments.into(), &mut cache)?;
         let logits = LmHead::logits_of(decoder, weights, &hidden, &last_rows)?;
         let draws: Vec<Draw> = running
             .iter()

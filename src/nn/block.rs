@@ -1,6 +1,6 @@
 use super::decoder::{Batch, KvLayer};
 use super::{DecoderConfig, ParamId, ParamTable, Weights, linear};
-use crate::ops::attention::{self, Segment};
+use crate::ops::attention::{self, Segments};
 use crate::ops::rope::{Direction, RopeTable, rope};
 use crate::ops::{Mode, elementwise, rmsnorm, swiglu};
 use crate::{Element, Result, Tensor};
@@ -299,7 +299,7 @@ impl Block {
         config: &DecoderConfig,
         weights: &Weights<T>,
         table: &RopeTable<T::Stat>,
-        segments: &[Segment],
+        segments: &Segments,
         cache: &mut KvLayer<T>,
         mut x: Tensor<T>,
     ) -> Result<Tensor<T>> {
@@ -308,7 +308,7 @@ impl Block {
         let (q, kv) = (config.heads * d, config.kv_heads * d);
         let (normed, _) = norm(&x, weights, self.attention_norm, config.rms_eps)?;
         let (qkv, _) = self.project(config, weights, table, &normed)?;
-        for segment in segments {
+        for segment in segments.iter() {
             let (from, to) = (segment.q_start as usize, segment.kv_start as usize);
             let len = segment.q_len as usize;
             for (start, cached) in [(q, &mut cache.keys), (q + kv, &mut cache.values)] {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::block::{Block, SavedBlock};
 use super::{DecoderConfig, Layout, ParamId, ParamTable, Weights};
 use crate::device::Device;
-use crate::ops::attention::Segment;
+use crate::ops::attention::Segments;
 use crate::ops::rope::RopeTable;
 use crate::ops::{Mode, embedding, rmsnorm};
 use crate::{Element, Real, Result, Tensor};
@@ -208,7 +208,7 @@ impl Decoder {
         weights: &Weights<T>,
         tokens: &[i32],
         positions: &[i32],
-        segments: &[Segment],
+        segments: &Segments,
         cache: &mut KvCache<T>,
     ) -> Result<Tensor<T>> {
         let device = weights.arena().device();

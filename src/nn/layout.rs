@@ -1,4 +1,4 @@
-use crate::ops::attention::Segment;
+use crate::ops::attention::{Segment, Segments};
 use crate::{Error, Result};
 
 /// Where every token of a batch stands: there is no padding, so there is nothing to mask.
@@ -13,7 +13,7 @@ pub struct Layout {
     /// Position of each row in its sequence.
     pub positions: Vec<i32>,
     /// Attention: which rows see which. They cover the T rows in order, without gaps.
-    pub segments: Vec<Segment>,
+    pub segments: Segments,
     /// `[N]` the hidden row that predicts each scored token; in a whole layout, the token's own.
     pub rows: Vec<i32>,
     /// `[N]` the scored tokens.

@@ -9,7 +9,7 @@ mod lm_head;
 pub mod scalar_head;
 mod weights;
 
-pub use crate::ops::attention::Segment;
+pub use crate::ops::attention::{Segment, Segments};
 pub use config::{DecoderConfig, RopeConfig, RopeScaling};
 pub use decoder::{Batch, Decoder, Keep, KvCache, SCORE, Saved};
 pub use layout::{Layout, LayoutBuilder};

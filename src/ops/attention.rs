@@ -20,28 +20,15 @@ mod exp;
 mod forward;
 mod pack;
 mod plan;
+mod segments;
 #[cfg(test)]
 mod tests;
 mod tile;
 
+pub use segments::{Segment, Segments};
+
 use crate::device::profile;
 use crate::{Element, Error, Result, View, ViewMut};
-
-/// One run of queries: it sees all of its prefix, and causally itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Segment {
-    /// Row of the first query.
-    pub q_start: i32,
-    /// Number of queries.
-    pub q_len: i32,
-    /// Row of the first query's own key: `q_start` in training, a cache row in decoding.
-    pub kv_start: i32,
-    /// Row of the first key of the prefix.
-    pub prefix_start: i32,
-    /// Number of keys of the prefix.
-    pub prefix_len: i32,
-}
 
 /// The heads of an attention and the scale of its logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,7 +95,7 @@ impl Heads {
 /// [`Error::Shape`] where shapes or segments do not fit.
 pub fn forward<T: Element>(
     qkv: View<'_, T>,
-    segments: &[Segment],
+    segments: &Segments,
     heads: &Heads,
     out: ViewMut<'_, T>,
     lse: ViewMut<'_, T::Stat>,
@@ -148,7 +135,7 @@ pub fn backward<T: Element>(
     qkv: View<'_, T>,
     out: View<'_, T>,
     lse: View<'_, T::Stat>,
-    segments: &[Segment],
+    segments: &Segments,
     heads: &Heads,
     dqkv: ViewMut<'_, T>,
 ) -> Result<()> {
@@ -188,7 +175,7 @@ pub fn decode<T: Element>(
     q: View<'_, T>,
     k: View<'_, T>,
     v: View<'_, T>,
-    segments: &[Segment],
+    segments: &Segments,
     heads: &Heads,
     out: ViewMut<'_, T>,
 ) -> Result<()> {

@@ -69,8 +69,9 @@ fn the_cache_changes_neither_tokens_nor_the_bits_of_their_log_probs() {
                     prefix_start: 0,
                     prefix_len: at as i32,
                 };
-                let hidden =
-                    decoder.decode(&weights, &input, &positions, &[segment], &mut cache).unwrap();
+                let hidden = decoder
+                    .decode(&weights, &input, &positions, &[segment].into(), &mut cache)
+                    .unwrap();
                 let last = [input.len() as i32 - 1];
                 let logits = LmHead::logits_of(&decoder, &weights, &hidden, &last).unwrap();
                 let target = Tensor::column(&Device::Cpu, &[target]).unwrap();

@@ -195,7 +195,8 @@ fn decoding_with_the_cache_gives_the_bits_of_the_forward() {
                 prefix_len: at as i32,
             };
             let own = &tokens[at..at + len];
-            let out = decoder.decode(&weights, own, &positions, &[segment], &mut cache).unwrap();
+            let out =
+                decoder.decode(&weights, own, &positions, &[segment].into(), &mut cache).unwrap();
             let (own, whole) = (out.to_vec().unwrap(), hidden.to_vec().unwrap());
             let h = config.hidden;
             assert_eq!(own, whole[at * h..(at + len) * h], "{name} at {at}");

@@ -14,6 +14,7 @@ use crate::{Result, Tensor};
 const BLOCK: i32 = COLLIMATE_ATTENTION_BLOCK as i32;
 
 /// A list on the device.
+#[derive(Debug)]
 pub struct List {
     words: Tensor<i32>,
     len: usize,
@@ -36,6 +37,7 @@ impl List {
 }
 
 /// Blocks of queries, those with the most keys first.
+#[derive(Debug)]
 pub struct Queries {
     blocks: List,
     most_keys: i64,
@@ -69,6 +71,7 @@ impl Queries {
 }
 
 /// Blocks of keys, those with the most queries first, and the queries that read them.
+#[derive(Debug)]
 pub struct Keys {
     blocks: List,
     readers: List,

@@ -1,12 +1,47 @@
 //! Attention on a GPU: the arguments of the kernels.
 
 use std::ffi::c_void;
+use std::sync::OnceLock;
 
 use super::blocks::{Keys, Queries};
-use super::{Heads, Segment};
+use super::{Heads, Segment, Segments};
 use crate::device::Cuda;
 use crate::ffi::{self, launch, nullable_mut, workspace};
 use crate::{Element, Error, Result, View, ViewMut};
+
+/// What the kernels work through, made where it is first asked for.
+#[derive(Debug, Default)]
+pub struct Lists {
+    queries: OnceLock<Queries>,
+    keys: OnceLock<Keys>,
+    by_length: OnceLock<Box<(Segments, Segments)>>,
+}
+
+impl Lists {
+    fn queries(&self, cuda: &Cuda, segments: &[Segment]) -> Result<&Queries> {
+        made(&self.queries, || Queries::new(cuda, segments))
+    }
+
+    fn keys(&self, cuda: &Cuda, segments: &[Segment]) -> Result<&Keys> {
+        made(&self.keys, || Keys::new(cuda, segments))
+    }
+
+    /// Segments of one query, and longer ones.
+    fn by_length(&self, segments: &[Segment]) -> (&Segments, &Segments) {
+        let parts = self.by_length.get_or_init(|| {
+            let (single, runs): (Vec<_>, Vec<_>) = segments.iter().partition(|s| s.q_len == 1);
+            Box::new((single.into(), runs.into()))
+        });
+        (&parts.0, &parts.1)
+    }
+}
+
+fn made<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => make().map(|value| cell.get_or_init(|| value)),
+    }
+}
 
 /// What the forward left, and the gradient of its output.
 pub struct Saved<'a, T: Element> {
@@ -23,13 +58,13 @@ pub fn forward<T: Element>(
     op: &'static str,
     cuda: &Cuda,
     qkv: [View<'_, T>; 3],
-    segments: &[Segment],
+    segments: &Segments,
     heads: &Heads,
     out: ViewMut<'_, T>,
     lse: Option<ViewMut<'_, T::Stat>>,
 ) -> Result<()> {
     let inputs = inputs(op, cuda, qkv, heads)?;
-    let queries = Queries::new(cuda, segments)?;
+    let queries = segments.lists().queries(cuda, segments)?;
     let queries_at = queries.pointer(op, cuda)?;
     let lse_stride = lse.as_ref().map_or(0, |lse| lse.stride() as i64);
     let lse = lse.map(|lse| lse.on(op, cuda)).transpose()?;
@@ -60,22 +95,23 @@ pub fn decode<T: Element>(
     op: &'static str,
     cuda: &Cuda,
     qkv: [View<'_, T>; 3],
-    segments: &[Segment],
+    segments: &Segments,
     heads: &Heads,
     mut out: ViewMut<'_, T>,
 ) -> Result<()> {
-    let spreads = |s: &Segment| {
-        s.q_len == 1 && heads.head_dim <= ffi::COLLIMATE_ATTENTION_DECODE_HEAD_DIM as usize
+    let spreads = heads.head_dim <= ffi::COLLIMATE_ATTENTION_DECODE_HEAD_DIM as usize;
+    let (single, runs) = match spreads {
+        true => segments.lists().by_length(segments),
+        false => (&Segments::default(), segments),
     };
-    let (single, runs): (Vec<_>, Vec<_>) = segments.iter().copied().partition(spreads);
     if !runs.is_empty() {
-        forward(op, cuda, qkv, &runs, heads, out.reborrow(), None)?;
+        forward(op, cuda, qkv, runs, heads, out.reborrow(), None)?;
     }
     if single.is_empty() {
         return Ok(());
     }
     let inputs = inputs(op, cuda, qkv, heads)?;
-    let queries = Queries::new(cuda, &single)?;
+    let queries = single.lists().queries(cuda, single)?;
     let queries_at = queries.pointer(op, cuda)?;
     let (count, most_keys) = (queries.len(), queries.most_keys());
     let workspace = workspace!(
@@ -108,14 +144,15 @@ pub fn backward<T: Element>(
     op: &'static str,
     cuda: &Cuda,
     qkv: [View<'_, T>; 3],
-    segments: &[Segment],
+    segments: &Segments,
     heads: &Heads,
     saved: &Saved<'_, T>,
     mut dqkv: ViewMut<'_, T>,
 ) -> Result<()> {
     let rows = dqkv.rows() as i64;
     let inputs = inputs(op, cuda, qkv, heads)?;
-    let (queries, keys) = (Queries::new(cuda, segments)?, Keys::new(cuda, segments)?);
+    let queries = segments.lists().queries(cuda, segments)?;
+    let keys = segments.lists().keys(cuda, segments)?;
     let queries_at = queries.pointer(op, cuda)?;
     let (keys_at, readers_at) = keys.pointers(op, cuda)?;
     let workspace =

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::tests::{cast, close, noise, segments, wide};
-use super::{Heads, Segment, backward, decode, forward};
+use super::{Heads, Segment, Segments, backward, decode, forward};
 use crate::device::testing::{Guarded, bits, in_all_orders, test_devices};
 use crate::{Device, Element, Plain, Real, Tensor};
 
@@ -18,7 +18,7 @@ fn of_bits<T: Plain>(bits: &[u8]) -> Vec<T> {
 }
 
 struct Case {
-    segments: Vec<Segment>,
+    segments: Segments,
     rows: usize,
     heads: Heads,
     /// Columns beside every matrix.
@@ -26,7 +26,7 @@ struct Case {
 }
 
 impl Case {
-    fn new((segments, rows): (Vec<Segment>, usize), heads: (usize, usize, usize)) -> Self {
+    fn new((segments, rows): (Segments, usize), heads: (usize, usize, usize)) -> Self {
         Case { segments, rows, heads: Heads::new(heads.0, heads.1, heads.2), beside: [0, 0] }
     }
 
@@ -88,14 +88,14 @@ impl Case {
 }
 
 /// Lengths around a block and its half.
-fn lengths() -> (Vec<Segment>, usize) {
+fn lengths() -> (Segments, usize) {
     let around = [1, 0, TILE - 1, TILE, TILE + 1, BLOCK - 1, BLOCK, BLOCK + 1];
     segments(&around.map(|len| (len, (0, 0))))
 }
 
 /// Prompts shared by completions: short, long, and none; a prefix that is longer than a block, one
 /// that is no whole segment, one that reaches into its own segment, and a prefix of a prefix.
-fn shared() -> (Vec<Segment>, usize) {
+fn shared() -> (Segments, usize) {
     segments(&[
         (37, (0, 0)),
         (2, (0, 37)),
@@ -253,6 +253,7 @@ fn decode_against_a_cache<T: Element>(
     let rows = want.len() / q_cols;
     let queries: Vec<T> = queries.into_iter().copied().collect();
     let sentinel = T::from_stat(T::Stat::of(7.0));
+    let segments = Segments::from(segments);
     let got = in_all_orders(device, || {
         let q = Guarded::new(device, &queries, [rows, q_cols], [0, 0], sentinel);
         let blank = vec![sentinel; rows * q_cols];

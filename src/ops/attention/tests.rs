@@ -1,7 +1,7 @@
 use half::{bf16, f16};
 
 use super::tile::{KEYS, ROWS};
-use super::{Heads, Segment, backward, decode, forward};
+use super::{Heads, Segment, Segments, backward, decode, forward};
 use crate::{Element, Real, Result, View, ViewMut};
 
 pub(super) fn noise(n: usize, seed: u64) -> Vec<f64> {
@@ -22,7 +22,7 @@ pub(super) fn wide<T: Element>(xs: &[T]) -> Vec<f64> {
 }
 
 /// `(q_len, prefix)`: a prefix is `(start, len)`.
-pub(super) fn segments(of: &[(i32, (i32, i32))]) -> (Vec<Segment>, usize) {
+pub(super) fn segments(of: &[(i32, (i32, i32))]) -> (Segments, usize) {
     let mut start = 0;
     let segments = of
         .iter()
@@ -32,12 +32,12 @@ pub(super) fn segments(of: &[(i32, (i32, i32))]) -> (Vec<Segment>, usize) {
             start += q_len;
             segment
         })
-        .collect();
-    (segments, start as usize)
+        .collect::<Vec<_>>();
+    (segments.into(), start as usize)
 }
 
 /// Lengths around every block size, a prompt shared by three completions, one of them long.
-fn mixed() -> (Vec<Segment>, usize) {
+fn mixed() -> (Segments, usize) {
     let keys = KEYS as i32;
     segments(&[
         (1, (0, 0)),
@@ -53,13 +53,13 @@ fn mixed() -> (Vec<Segment>, usize) {
 }
 
 struct Case {
-    segments: Vec<Segment>,
+    segments: Segments,
     rows: usize,
     heads: Heads,
 }
 
 impl Case {
-    fn new((segments, rows): (Vec<Segment>, usize), heads: (usize, usize, usize)) -> Self {
+    fn new((segments, rows): (Segments, usize), heads: (usize, usize, usize)) -> Self {
         Case { segments, rows, heads: Heads::new(heads.0, heads.1, heads.2) }
     }
 
@@ -113,7 +113,7 @@ impl Case {
         let mut out = vec![0.0; self.rows * q_cols];
         let mut lse = vec![0.0; self.rows * heads];
         let mut dqkv = vec![0.0; self.rows * cols];
-        for s in &self.segments {
+        for s in self.segments.iter() {
             for (i, h) in (0..s.q_len).flat_map(|i| (0..heads).map(move |h| (i, h))) {
                 let row = (s.q_start + i) as usize;
                 let prefix = s.prefix_start..s.prefix_start + s.prefix_len;
@@ -304,14 +304,14 @@ fn decoding_gives_the_bits_of_the_forward() {
                 };
                 let mut out = vec![0f32; q_cols];
                 let to = ViewMut::from_slice(&mut out, 1, q_cols, q_cols).unwrap();
-                decode(q, k, v, &[segment], &case.heads, to).unwrap();
+                decode(q, k, v, &[segment].into(), &case.heads, to).unwrap();
                 assert_eq!(out, expected[row * q_cols..][..q_cols]);
 
                 let rows = row - prefix + 1;
                 let q = view.rows_range(prefix, rows).unwrap().cols_range(0, q_cols).unwrap();
                 let mut out = vec![0f32; rows * q_cols];
                 let to = ViewMut::from_slice(&mut out, rows, q_cols, q_cols).unwrap();
-                decode(q, k, v, &[last], &case.heads, to).unwrap();
+                decode(q, k, v, &[last].into(), &case.heads, to).unwrap();
                 assert_eq!(out, expected[prefix * q_cols..][..rows * q_cols]);
             }
         }
@@ -346,7 +346,7 @@ fn hostile_segments_and_shapes_are_errors() {
         let (mut out, mut lse) = (vec![0f32; rows * 8], vec![0f32; rows * 2]);
         forward(
             View::from_slice(&qkv, rows, 16, 16)?,
-            segments,
+            &segments.to_vec().into(),
             heads,
             ViewMut::from_slice(&mut out, rows, 8, 8)?,
             ViewMut::from_slice(&mut lse, rows, 2, 2)?,
