@@ -96,6 +96,11 @@ impl Observer for Stages {
         self.progress.note(message);
     }
 
+    /// A seed fixes every byte of a demo.
+    fn timed(&self) -> bool {
+        false
+    }
+
     fn stop(&self) -> bool {
         self.progress.stop()
     }

@@ -178,7 +178,9 @@ impl<'a> Session<'a> {
         }
         let tokens = state.num_tokens - self.tokens_at_log;
         let seconds = self.last_log.elapsed().as_secs_f64();
-        record.set("tokens_per_second", (tokens as f64 / seconds.max(1e-9)).round());
+        if self.observer.timed() {
+            record.set("tokens_per_second", (tokens as f64 / seconds.max(1e-9)).round());
+        }
         self.tokens_at_log = state.num_tokens;
         self.last_log = Instant::now();
         self.metrics.write(&record)?;

@@ -23,6 +23,10 @@ pub trait Observer: Send {
     fn step(&mut self, _step: usize, _means: &Means) {}
     /// A line was logged.
     fn record(&mut self, _record: &Record) {}
+    /// Whether lines say how fast the run went: the rest of them is the same in every run.
+    fn timed(&self) -> bool {
+        true
+    }
     /// Something a user should know.
     fn note(&mut self, _message: &str) {}
     /// Whether to save and stop after the step under way.

@@ -3,6 +3,7 @@
 mod config;
 mod data;
 mod defaults;
+mod demo;
 #[cfg(feature = "emulate")]
 mod device;
 mod eval;
