@@ -10,7 +10,7 @@ cargo clippy --release --all-targets --features emulate -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 cargo test --release
 cargo test --release --features emulate --lib
-cargo test --release --features emulate --test collimate -- cli::device cli::traces::dpo_on_a_gpu
+cargo test --release --features emulate --test collimate -- cli::device cli::traces::dpo_on_a_gpu decoder::generation
 scripts/emulate-test.sh
 if [ "${COLLIMATE_CUDA:-}" = require ] || scripts/nvcc.sh >/dev/null; then
     scripts/cuda-test.sh
