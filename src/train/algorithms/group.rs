@@ -56,7 +56,9 @@ impl Algorithm for RlooAlgorithm {
 
     fn prepare(&self, kl_coef: f64, episodes: &mut [Episode], means: &mut Means) -> Result<()> {
         reward_metrics(episodes, means);
-        let rewards = groups(episodes, |e| e.score - kl_coef * e.kl());
+        // What is masked has no tokens, as in TRL, and so no KL.
+        let kl = |e: &Episode| if e.masked { 0.0 } else { e.kl() };
+        let rewards = groups(episodes, |e| e.score - kl_coef * kl(e));
         let mut all: Vec<f64> = rewards.iter().flat_map(|group| leave_one_out(group)).collect();
         if self.0.normalize_advantages {
             whiten(&mut all);
@@ -160,5 +162,25 @@ impl Algorithm for GrpoAlgorithm {
         let all: Vec<PolicyOutput> = scored.iter().flat_map(|s| self.tokens(s)).collect();
         clip_metrics(&all, scored, means);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_masked_completion_has_no_kl_in_its_reward() {
+        let (logps, reference) = (vec![-1.0], vec![-2.0]);
+        let mut episodes = [true, false].map(|masked| Episode {
+            masked,
+            score: 1.0,
+            logps: logps.clone(),
+            reference: reference.clone(),
+            ..Episode::default()
+        });
+        let rloo = Rloo { normalize_advantages: false, ..Rloo::default() };
+        RlooAlgorithm(rloo).prepare(0.5, &mut episodes, &mut Means::default()).unwrap();
+        assert_eq!(episodes.map(|e| e.advantages), [[0.5], [-0.5]]);
     }
 }
