@@ -126,30 +126,33 @@ impl<T: Plain> Tensor<T> {
     /// [`Error::Device`].
     #[cfg(feature = "trainer")]
     pub(crate) fn to_vecs(tensors: &[&Self]) -> Result<(Vec<Vec<T>>, Option<Error>)> {
-        let mut all: Vec<Vec<T>> =
-            tensors.iter().map(|t| vec![T::default(); t.rows * t.cols]).collect();
-        let mut waits: Option<&Cuda> = None;
-        for (tensor, values) in tensors.iter().zip(&mut all) {
-            match &tensor.memory {
-                Memory::Host(from) => values.copy_from_slice(from),
-                Memory::Device { buffer, .. } => {
-                    let len = values.len();
-                    let block = Block { rows: 1, cols: len, to_stride: len, from_stride: len };
-                    // SAFETY: `all` is not touched before the wait below, and is leaked should
-                    // there be none.
-                    let queued = unsafe { buffer.span::<T>(None).queue_download(values, block) };
-                    if let Err(error) = queued {
-                        std::mem::forget(all);
-                        return Err(error);
-                    }
-                    waits = Some(buffer.cuda());
-                }
+        let (values, _, fault) = Self::to_vecs_beside::<T>(tensors, &[])?;
+        Ok((values, fault))
+    }
+
+    /// [`Tensor::to_vecs`] of matrices of two types, waited for once.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    #[cfg(feature = "trainer")]
+    #[allow(clippy::type_complexity)]
+    pub(crate) fn to_vecs_beside<U: Plain>(
+        tensors: &[&Self],
+        others: &[&Tensor<U>],
+    ) -> Result<(Vec<Vec<T>>, Vec<Vec<U>>, Option<Error>)> {
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        // SAFETY: neither is touched before the wait below, and both are leaked should there be none.
+        let queued = unsafe {
+            queue_downloads(tensors, &mut first)
+                .and_then(|cuda| Ok(queue_downloads(others, &mut second)?.or(cuda)))
+        };
+        match queued.and_then(|cuda| cuda.map_or(Ok(()), Cuda::synchronize)) {
+            Ok(()) => Ok((first, second, None)),
+            Err(fault @ Error::Kernel { .. }) => Ok((first, second, Some(fault))),
+            Err(error) => {
+                std::mem::forget((first, second));
+                Err(error)
             }
-        }
-        match waits.map_or(Ok(()), Cuda::synchronize) {
-            Ok(()) => Ok((all, None)),
-            Err(fault @ Error::Kernel { .. }) => Ok((all, Some(fault))),
-            Err(error) => Err(error),
         }
     }
 
@@ -228,6 +231,32 @@ impl<T: Plain> Clone for Tensor<T> {
     fn clone(&self) -> Self {
         self.try_clone().unwrap_or_else(|error| panic!("cloning a tensor: {error}"))
     }
+}
+
+/// Copies matrices to `values`, from a GPU in the stream's order: the GPU to wait for.
+///
+/// # Safety
+/// `values` must not be used, and must stay, until that GPU has been waited for.
+#[cfg(feature = "trainer")]
+unsafe fn queue_downloads<'a, T: Plain>(
+    tensors: &[&'a Tensor<T>],
+    values: &mut Vec<Vec<T>>,
+) -> Result<Option<&'a Cuda>> {
+    values.extend(tensors.iter().map(|t| vec![T::default(); t.rows * t.cols]));
+    let mut waits = None;
+    for (tensor, values) in tensors.iter().zip(values) {
+        match &tensor.memory {
+            Memory::Host(from) => values.copy_from_slice(from),
+            Memory::Device { buffer, .. } => {
+                let len = values.len();
+                let block = Block { rows: 1, cols: len, to_stride: len, from_stride: len };
+                // SAFETY: the caller's.
+                unsafe { buffer.span::<T>(None).queue_download(values, block) }?;
+                waits = Some(buffer.cuda());
+            }
+        }
+    }
+    Ok(waits)
 }
 
 fn elements(rows: usize, cols: usize) -> Result<usize> {

@@ -27,6 +27,8 @@ struct Inner {
     memory: usize,
     /// Times that someone waited.
     waits: AtomicUsize,
+    /// Copies to the host.
+    downloads: AtomicUsize,
 }
 
 /// Names the bytes of memory that an emulated GPU has; without it, what the host has.
@@ -50,8 +52,14 @@ impl Cuda {
             Err(_) => usize::MAX,
         };
         let error = take(size_of::<[i32; 3]>(), Fill::Zeros);
-        let (used, waits) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Ok(Cuda(Arc::new(Inner { error, reading: Mutex::new(()), used, memory, waits })))
+        Ok(Cuda(Arc::new(Inner {
+            error,
+            reading: Mutex::new(()),
+            used: AtomicUsize::new(0),
+            memory,
+            waits: AtomicUsize::new(0),
+            downloads: AtomicUsize::new(0),
+        })))
     }
 
     /// The device's name.
@@ -80,10 +88,17 @@ impl Cuda {
         super::fault(unsafe { words.replace([0; 3]) })
     }
 
-    /// How often it was waited for.
+    /// How often it was waited for: all that waits are [`Cuda::synchronize`] and
+    /// [`Event::seconds_to`].
     #[cfg(test)]
     pub(crate) fn waits(&self) -> usize {
         self.0.waits.load(Relaxed)
+    }
+
+    /// How many copies to the host were queued.
+    #[cfg(test)]
+    pub(crate) fn downloads(&self) -> usize {
+        self.0.downloads.load(Relaxed)
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -123,6 +138,7 @@ impl Cuda {
         row_bytes: usize,
         rows: usize,
     ) -> Result<()> {
+        self.0.downloads.fetch_add(usize::from(to.on_host), Relaxed);
         let at = |side: Pitched, row: usize| {
             self.pointer(side.address + (row * side.pitch) as u64).cast::<u8>()
         };
@@ -148,7 +164,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`].
     pub fn event(&self) -> Result<Event> {
-        Ok(Event(Instant::now()))
+        Ok(Event { cuda: self.clone(), moment: Instant::now() })
     }
 }
 
@@ -189,7 +205,10 @@ impl Drop for Buffer {
 
 /// A moment.
 #[derive(Debug)]
-pub struct Event(Instant);
+pub struct Event {
+    cuda: Cuda,
+    moment: Instant,
+}
 
 impl Event {
     /// Seconds from this moment to a later one; waits for it.
@@ -197,7 +216,8 @@ impl Event {
     /// # Errors
     /// [`Error::Device`].
     pub fn seconds_to(&self, end: &Event) -> Result<f64> {
-        Ok(end.0.duration_since(self.0).as_secs_f64())
+        end.cuda.0.waits.fetch_add(1, Relaxed);
+        Ok(end.moment.duration_since(self.moment).as_secs_f64())
     }
 }
 

@@ -99,7 +99,7 @@ pub(crate) enum Fill {
 
 /// Rows of bytes, `pitch` bytes from one to the next.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(all(feature = "cuda", not(feature = "emulate"))), expect(dead_code))]
+#[cfg_attr(not(any(feature = "cuda", feature = "emulate")), expect(dead_code))]
 struct Pitched {
     on_host: bool,
     address: u64,

@@ -121,13 +121,16 @@ impl DeviceScores {
         Ok(())
     }
 
-    /// The scores on the host, for each of several micro-batches; waits for the device once. A
-    /// kernel's report comes beside them.
-    pub(super) fn read(all: &[&Self]) -> Result<(Vec<Scores>, Option<Error>)> {
+    /// The scores of several micro-batches on the host, and the norms of their gradients; waits for
+    /// the device once. A kernel's report comes beside them.
+    pub(super) fn read(
+        all: &[&Self],
+        norms: &[&Tensor<f64>],
+    ) -> Result<(Vec<Scores>, Vec<f64>, Option<Error>)> {
         let tensors: Vec<_> =
             all.iter().flat_map(|s| [Some(&s.sums), s.mismatched.as_ref()]).collect();
         let present: Vec<&Tensor<f32>> = tensors.iter().copied().flatten().collect();
-        let (values, fault) = Tensor::to_vecs(&present)?;
+        let (values, norms, fault) = Tensor::to_vecs_beside(&present, norms)?;
         let mut values = values.into_iter();
         let scores = all
             .iter()
@@ -137,7 +140,7 @@ impl DeviceScores {
                 scores.on_host(&sums, &both.unwrap_or_default())
             })
             .collect();
-        Ok((scores, fault))
+        Ok((scores, norms.concat(), fault))
     }
 
     fn on_host(&self, sums: &[f32], mismatched: &[f32]) -> Scores {
@@ -335,12 +338,12 @@ mod tests {
             queued.queue_forward_backward(&Signed, &micro, &totals, None, &mut grads).unwrap();
         let norm = global_norm(grads.arena().view()).unwrap();
         assert_eq!(cuda.waits(), waits, "a step waited");
-        let (scores, fault) = DeviceScores::read(&[&scores]).unwrap();
+        let (scores, norms, fault) = DeviceScores::read(&[&scores], &[&norm]).unwrap();
         assert!(fault.is_none() && cuda.waits() == waits + 1);
         for (got, want) in scores[0].logps.iter().zip(&expected.logps) {
             assert!((got - want).abs() <= 1e-5 * want.abs(), "{got} {want}");
         }
-        let norm = norm.to_vec().unwrap()[0];
+        let norm = norms[0];
         let (got, want) = (grads.arena().to_vec().unwrap(), want.arena().to_vec().unwrap());
         assert!(norm > 0.1);
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {

@@ -1,4 +1,6 @@
 mod queue;
+#[cfg(all(test, feature = "emulate"))]
+mod tests;
 
 use std::sync::mpsc::{Receiver, sync_channel};
 

@@ -310,7 +310,9 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         means: &mut Means,
     ) -> Result<()> {
         let sums: Vec<_> = update.micros.iter().map(|learnt| &learnt.scores).collect();
-        let (all, fault) = DeviceScores::read(&sums)?;
+        let Norms { policy, values } = &update.norms;
+        let norms: Vec<_> = [Some(policy), values.as_ref()].into_iter().flatten().collect();
+        let (all, norms, fault) = DeviceScores::read(&sums, &norms)?;
         let (mut policy_loss, mut losses, mut clipped) = (0.0, 0.0, 0);
         for (learnt, mut scores) in update.micros.iter().zip(all) {
             let Learnt { micro, logps, values, .. } = learnt;
@@ -332,11 +334,8 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             value_loss: losses,
             clipped,
             ptx: self.settle_pretraining(update)?,
-            norm: update.norms.policy.to_vec()?[0],
-            value_norm: match &update.norms.values {
-                Some(norm) => norm.to_vec()?[0],
-                None => 0.0,
-            },
+            norm: norms[0],
+            value_norm: norms.get(1).copied().unwrap_or(0.0),
         };
         self.log_update(session, &measured, update.totals.scored_tokens, means)?;
         fault.map_or(Ok(()), Err)
@@ -348,7 +347,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         };
         let Pretrained { micros, totals } = queued;
         let scores: Vec<_> = micros.iter().map(|(_, scores)| scores).collect();
-        let (scores, fault) = DeviceScores::read(&scores)?;
+        let (scores, _, fault) = DeviceScores::read(&scores, &[])?;
         let mut loss = 0.0;
         for ((micro, _), scores) in micros.iter().zip(&scores) {
             let all = 0..micro.layout.sequences();

@@ -54,18 +54,16 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         let queued = std::mem::take(&mut self.queued);
         let all: Vec<_> = queued.iter().flat_map(|step| &step.scores).collect();
         let norms: Vec<_> = queued.iter().map(|step| &step.norm).collect();
-        let (scores, fault) = DeviceScores::read(&all)?;
-        let norms = Tensor::to_vecs(&norms)?.0;
+        let (scores, norms, fault) = DeviceScores::read(&all, &norms)?;
         let (mut scores, mut explained) = (scores.iter(), fault.is_none());
         let now = session.state.step;
-        for (step, norm) in queued.iter().zip(&norms) {
+        for (step, norm) in queued.iter().zip(norms) {
             let (mut means, mut loss) = (session.state.means.clone(), 0.0);
             for (micro, scores) in step.micros.iter().zip(scores.by_ref()) {
                 let all = 0..micro.layout.sequences();
                 loss += self.method.loss(micro, all, scores, &step.totals)?.value;
                 self.method.metrics(micro, scores, &mut means)?;
             }
-            let norm = norm[0];
             if norm.is_finite() {
                 session.state.updates += 1;
             } else {
