@@ -10,13 +10,23 @@ use crate::shared::shared;
 /// Runs the settings of the golden traces on the first 160 rows and compares every metric.
 fn compare(trace: &str, command: &str) {
     if let Some(golden) = shared(&format!("golden/{trace}.json")) {
-        compare_with(&golden, command, 20);
+        compare_with(&golden, command, 20, allowed);
     }
 }
 
-/// [`compare`] over the first steps. Up to five of them do not depend on how many there are: the rate
-/// still rises.
-fn compare_with(golden: &Path, command: &str, count: usize) {
+/// How far a metric in float32 may be from TRL's.
+fn allowed(name: &str, theirs: f64) -> f64 {
+    // Rewards and losses start at 0 or ln 2; the rest is of any size.
+    let absolute = name == "loss"
+        || name.starts_with("rewards/")
+        || name.ends_with("_reward")
+        || name == "margin";
+    1e-4 * if absolute { 1.0 } else { theirs.abs().max(1e-9) }
+}
+
+/// [`compare`] over the first steps, within what `allowed` says of a metric and TRL's value of it. Up to
+/// five steps do not depend on how many there are: the rate still rises.
+fn compare_with(golden: &Path, command: &str, count: usize, allowed: fn(&str, f64) -> f64) {
     let (Some(data), Some(model)) =
         (shared("data/hh-helpful/train.jsonl"), shared("models/stories260K"))
     else {
@@ -46,14 +56,8 @@ fn compare_with(golden: &Path, command: &str, count: usize) {
         for (name, theirs) in theirs.as_object().unwrap() {
             let theirs = theirs.as_f64().unwrap();
             let Some(value) = ours[name].as_f64() else { panic!("no {name} in {ours}") };
-            // Rewards and losses start at 0 or ln 2; the rest is of any size.
-            let absolute = name == "loss"
-                || name.starts_with("rewards/")
-                || name.ends_with("_reward")
-                || name == "margin";
-            let error =
-                (value - theirs).abs() / if absolute { 1.0 } else { theirs.abs().max(1e-9) };
-            assert!(error <= 1e-4, "step {}: {name}: {value}, TRL {theirs}", ours["step"]);
+            let near = (value - theirs).abs() <= allowed(name, theirs);
+            assert!(near, "step {}: {name}: {value}, TRL {theirs}", ours["step"]);
         }
     }
 }
@@ -76,19 +80,42 @@ fn sft() {
 #[test]
 fn reward() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    compare_with(&fixtures.join("trl_reward.json"), "reward", 20);
+    compare_with(&fixtures.join("trl_reward.json"), "reward", 20, allowed);
 }
 
 /// Every kernel executed on the host: three steps, or as many as `COLLIMATE_TRACE` says, up to 5 or
 /// all 20, which take minutes.
 #[cfg(feature = "emulate")]
-#[test]
-fn dpo_on_a_gpu() {
+fn compare_on_a_gpu(command: &str, allowed: fn(&str, f64) -> f64) {
     let count = match std::env::var("COLLIMATE_TRACE") {
         Ok(count) => count.parse().expect("COLLIMATE_TRACE is a number of steps"),
         Err(_) => 3,
     };
     if let Some(golden) = shared("golden/dpo_sigmoid.json") {
-        compare_with(&golden, "dpo --device cuda --dtype f32", count);
+        compare_with(&golden, command, count, allowed);
     }
+}
+
+#[cfg(feature = "emulate")]
+#[test]
+fn dpo_on_a_gpu() {
+    compare_on_a_gpu("dpo --device cuda --dtype f32", allowed);
+}
+
+/// Weights and activations of 8 bits, a rounding 0.4%, beside TRL in float32. Over 20 steps the worst
+/// are: log-probs 0.18%, logits and entropies 0.30%, losses 4.6%, gradient norms 4.2%, rewards 0.15, the
+/// accuracy of tokens 2.8%, and of pairs one of eight.
+#[cfg(feature = "emulate")]
+#[test]
+fn dpo_on_a_gpu_in_bf16() {
+    compare_on_a_gpu("dpo --device cuda --dtype bf16", |name, theirs| match name {
+        "logps/chosen" | "logps/rejected" => 3e-3 * theirs.abs(),
+        "logits/chosen" | "logits/rejected" | "entropy" => 5e-3 * theirs.abs(),
+        "loss" | "mean_token_accuracy" => 5e-2 * theirs.abs(),
+        "grad_norm" => 8e-2 * theirs.abs(),
+        "rewards/accuracies" => 0.25,
+        // 0.3% of some hundred nats, times beta.
+        "rewards/chosen" | "rewards/rejected" | "rewards/margins" => 0.2,
+        _ => 1e-9 * theirs.abs(),
+    });
 }
