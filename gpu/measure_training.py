@@ -134,9 +134,20 @@ def peer(settings):
     return json.loads(out.splitlines()[-1]) | {"peak_mib": memory}
 
 
+def nvidia_smi(what, form="csv,noheader"):
+    try:
+        query = ["nvidia-smi", f"--query-gpu={what}", f"--format={form}", "--id=0"]
+        done = subprocess.run(query, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise RuntimeError("no nvidia-smi, which tells the memory in use: it comes with NVIDIA's driver; to try this script "
+                           "out without a GPU: --device cpu --tiny") from None
+    if done.returncode:
+        raise RuntimeError(f"nvidia-smi: {(done.stdout + done.stderr).strip() or done.returncode}")
+    return done.stdout.strip()
+
+
 def used_mib():
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
+    return float(nvidia_smi("memory.used", "csv,noheader,nounits"))
 
 
 def libraries():
@@ -195,8 +206,7 @@ def describe(device):
     facts = {"date": time.strftime("%Y-%m-%d"), **{name: version(name) for name in ("torch", "transformers", "trl")}}
     if device == "cpu":
         return {"device": "cpu, to try this script out: times mean nothing", **facts}
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
-    return {"device": subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip(), **facts}
+    return {"device": nvidia_smi("name,driver_version"), **facts}
 
 
 def markdown(described, settings, tables):
@@ -236,6 +246,11 @@ def main():
         return
     if not (a.binary and a.out):
         parser.error("--binary and --out are needed")
+    if a.device == "cuda":
+        try:
+            used_mib()
+        except RuntimeError as error:
+            raise SystemExit(f"error: {error}")
     dtype = a.dtype or ("f32" if a.device == "cpu" else "bf16")
     settings = {"device": a.device, "dtype": dtype, "batch": 4, "accumulation": 2, "warm": 5, "steps": a.steps,
                 "max_length": 1024, "words": 512}
