@@ -559,6 +559,19 @@ int32_t collimate_attention_backward(
     void *workspace, int64_t workspace_bytes, void *stream);
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * kv_cache: the new keys and values of all sequences to their rows of a layer's caches. A place outside
+ * [0, cache_rows) is skipped and sets the error word.
+ */
+
+int32_t collimate_kv_cache_write(
+    void *keys,            /* [cache_rows, columns] =, the rows of `places` alone, stride cache_stride */
+    void *values,          /* the same of the values */
+    const void *kv,        /* [rows, 2 columns], keys before values, stride kv_stride */
+    const int32_t *places, /* [rows], each at most once */
+    int64_t rows, int64_t columns, int64_t cache_rows, int64_t cache_stride, int64_t kv_stride, int32_t dtype,
+    int32_t *error, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
  * sample: the token after each row of logits, the same for the same seed, sequence and draw.
  *
  * Filters apply in this order: temperature, top-k, top-p, min-p; ties go to the lower id. A filtered draw runs through

@@ -1,6 +1,7 @@
 //! Attention: bound by its products in training, by the bytes of the cache in decoding.
 
 use collimate::ops::attention::{Heads, Segment, Segments, backward, decode, forward};
+use collimate::ops::kv_cache;
 use collimate::{Element, Tensor};
 use half::bf16;
 
@@ -75,6 +76,18 @@ fn decoding<T: Element>(bench: &mut Bench<'_>, sequences: usize, length: usize, 
         move |_| {
             let (k, v) = (keys.view(), values.view());
             decode(q.view(), k, v, &segments, &heads, out.view_mut()).expect("shapes");
+        }
+    });
+    // What comes before it: the new keys and values of all sequences to their rows.
+    let id = format!("{sequences} of {rows}x{width} {}", T::DTYPE);
+    bench.case("kv_cache", &id, 4 * sequences * width * size_of::<T>(), || {
+        let [mut keys, mut values] = [0, 1].map(|_| noise::<T>(device, rows, width));
+        let new = noise::<T>(device, sequences, 2 * width);
+        let places = (1..=sequences).map(|s| (s * length - 1) as i32).collect::<Vec<_>>();
+        let places = Tensor::column(device, &places).expect("memory");
+        move |_| {
+            let (keys, values) = (keys.view_mut(), values.view_mut());
+            kv_cache::write(new.view(), places.view(), keys, values).expect("rows of the caches");
         }
     });
 }

@@ -154,6 +154,7 @@ void preference_loss();
 void kto_loss();
 void aot_loss();
 void gather_rows();
+void kv_cache();
 void attention();
 void elementwise();
 void rmsnorm();

@@ -983,6 +983,22 @@ unsafe extern "C" {
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
+unsafe extern "C" {
+    pub fn collimate_kv_cache_write(
+        keys: *mut ::core::ffi::c_void,
+        values: *mut ::core::ffi::c_void,
+        kv: *const ::core::ffi::c_void,
+        places: *const i32,
+        rows: i64,
+        columns: i64,
+        cache_rows: i64,
+        cache_stride: i64,
+        kv_stride: i64,
+        dtype: i32,
+        error: *mut i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct collimate_sampling {

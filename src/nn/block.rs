@@ -2,8 +2,8 @@ use super::decoder::{Batch, KvLayer};
 use super::{DecoderConfig, ParamId, ParamTable, Weights, linear};
 use crate::ops::attention::{self, Segments};
 use crate::ops::rope::{Direction, RopeTable, rope};
-use crate::ops::{Mode, elementwise, rmsnorm, swiglu};
-use crate::{Element, Result, Tensor};
+use crate::ops::{Mode, elementwise, kv_cache, rmsnorm, swiglu};
+use crate::{Element, Result, Tensor, View};
 
 /// One pre-norm block: attention, then a gated feed-forward.
 #[derive(Clone, Debug)]
@@ -293,13 +293,13 @@ impl Block {
         Ok(())
     }
 
-    /// The block over new tokens, whose keys and values join the cache.
+    /// The block over new tokens, whose keys and values join the cache at these places.
     pub(super) fn decode<T: Element>(
         &self,
         config: &DecoderConfig,
         weights: &Weights<T>,
         table: &RopeTable<T::Stat>,
-        segments: &Segments,
+        (segments, places): (&Segments, View<'_, i32>),
         cache: &mut KvLayer<T>,
         mut x: Tensor<T>,
     ) -> Result<Tensor<T>> {
@@ -308,16 +308,8 @@ impl Block {
         let (q, kv) = (config.heads * d, config.kv_heads * d);
         let (normed, _) = norm(&x, weights, self.attention_norm, config.rms_eps)?;
         let (qkv, _) = self.project(config, weights, table, &normed)?;
-        for segment in segments.iter() {
-            let (from, to) = (segment.q_start as usize, segment.kv_start as usize);
-            let len = segment.q_len as usize;
-            for (start, cached) in [(q, &mut cache.keys), (q + kv, &mut cache.values)] {
-                elementwise::cast(
-                    qkv.view().rows_range(from, len)?.cols_range(start, kv)?,
-                    cached.view_mut().rows_range(to, len)?,
-                )?;
-            }
-        }
+        let new = qkv.view().cols_range(q, 2 * kv)?;
+        kv_cache::write(new, places, cache.keys.view_mut(), cache.values.view_mut())?;
         let mut attention = Tensor::to_fill(&device, x.rows(), q)?;
         attention::decode(
             qkv.view().cols_range(0, q)?,

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::block::{Block, SavedBlock};
 use super::{DecoderConfig, Layout, ParamId, ParamTable, Weights};
 use crate::device::Device;
-use crate::ops::attention::Segments;
+use crate::ops::attention::{Segment, Segments};
 use crate::ops::rope::RopeTable;
 use crate::ops::{Mode, embedding, rmsnorm};
 use crate::{Element, Real, Result, Tensor};
@@ -213,14 +213,28 @@ impl Decoder {
     ) -> Result<Tensor<T>> {
         let device = weights.arena().device();
         let rope = self.rope(&device, positions)?;
+        let places = Tensor::column(&device, &places(segments, tokens.len()))?;
         let tokens = Tensor::column(&device, tokens)?;
         let mut x = Tensor::to_fill(&device, tokens.rows(), self.config.hidden)?;
         embedding::forward(weights.get(self.embed)?, tokens.view(), x.view_mut())?;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.decode(&self.config, weights, &rope, segments, layer, x)?;
+            let joins = (segments, places.view());
+            x = block.decode(&self.config, weights, &rope, joins, layer, x)?;
         }
         Ok(self.last_norm(weights, &x)?.0)
     }
+}
+
+/// The row of the cache that each token's key and value go to; -1, where there is none, of a token in
+/// no segment.
+fn places(segments: &[Segment], tokens: usize) -> Vec<i32> {
+    let mut places = vec![-1; tokens];
+    for segment in segments {
+        let start = usize::try_from(segment.q_start).unwrap_or(usize::MAX);
+        let own = places.iter_mut().skip(start).take(segment.q_len.max(0) as usize);
+        own.zip(segment.kv_start..=i32::MAX).for_each(|(place, row)| *place = row);
+    }
+    places
 }
 
 /// Keys and values of every layer, a row per cached position.

@@ -27,7 +27,7 @@ pub fn forward<T: Plain>(x: View<T>, rows: View<i32>, out: ViewMut<T>) -> Result
         out.expect(OP, "out", rows.rows(), x.cols())?;
         return launch_forward(OP, cuda, x, rows, out);
     }
-    let index = indices(&rows, x.rows()).map_err(|bad| outside(bad, x.rows()))?;
+    let index = indices(&rows, x.rows()).map_err(|bad| outside(OP, bad, x.rows()))?;
     out.expect(OP, "out", index.len(), x.cols())?;
     copy_rows(x.host(OP)?, &index, out.host(OP)?);
     Ok(())
@@ -42,7 +42,7 @@ pub fn forward<T: Plain>(x: View<T>, rows: View<i32>, out: ViewMut<T>) -> Result
 pub fn backward<T: Element>(dout: View<T>, rows: View<i32>, dx: ViewMut<T>) -> Result<()> {
     let _scope =
         profile::scope("gather_rows backward", 0, 3 * dout.rows() * dout.cols() * size_of::<T>());
-    let index = indices(&rows, dx.rows()).map_err(|bad| outside(bad, dx.rows()))?;
+    let index = indices(&rows, dx.rows()).map_err(|bad| outside(OP, bad, dx.rows()))?;
     dout.expect(OP, "dout", index.len(), dx.cols())?;
     if let Some(cuda) = dx.cuda() {
         return launch_backward(OP, cuda, dout, &index, dx);
@@ -144,13 +144,13 @@ fn in_order(index: &[usize]) -> Vec<usize> {
     order
 }
 
-fn outside((row, id): (usize, i32), rows: usize) -> Error {
+pub(super) fn outside(op: &'static str, (row, id): (usize, i32), rows: usize) -> Error {
     let got = if row == usize::MAX {
         "a matrix, or ids made on the device".into()
     } else {
         format!("{id} at {row}")
     };
-    Error::shape(OP, format!("a column of indices below {rows}"), got)
+    Error::shape(op, format!("a column of indices below {rows}"), got)
 }
 
 /// The column as indices below `bound`, or the first that is none: its place and value.

@@ -10,6 +10,7 @@ pub mod gae;
 pub mod gather_rows;
 pub mod global_norm;
 pub mod kto_loss;
+pub mod kv_cache;
 pub mod ppo_loss;
 pub mod preference_loss;
 pub mod rmsnorm;
