@@ -108,7 +108,9 @@ fn dpo_on_a_gpu() {
 #[cfg(feature = "emulate")]
 #[test]
 fn dpo_on_a_gpu_in_bf16() {
-    compare_on_a_gpu("dpo --device cuda --dtype bf16", |name, theirs| match name {
+    // Without recomputation: the same bits sooner.
+    let command = "dpo --device cuda --dtype bf16 --gradient-checkpointing false";
+    compare_on_a_gpu(command, |name, theirs| match name {
         "logps/chosen" | "logps/rejected" => 3e-3 * theirs.abs(),
         "logits/chosen" | "logits/rejected" | "entropy" => 5e-3 * theirs.abs(),
         "loss" | "mean_token_accuracy" => 5e-2 * theirs.abs(),
