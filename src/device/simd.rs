@@ -12,6 +12,9 @@ use crate::{DType, Element, Real};
 
 /// What an instruction set offers to a loop.
 pub trait Isa: Copy + 'static {
+    /// Bits of a register: 256 is AVX2 with FMA, 512 AVX-512 F, BW, DQ and VL as well. What uses
+    /// their intrinsics relies on it.
+    const BITS: usize = 128;
     /// `a * b + c`, fused where the processor does it in one instruction.
     fn fma<R: Real>(a: R, b: R, c: R) -> R;
 }
@@ -46,13 +49,29 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     match x86::level() {
         // SAFETY: the features were detected.
-        x86::Level::Avx512 if K::WIDE => return unsafe { x86::run_avx512(kernel) },
-        // SAFETY: the features were detected.
-        x86::Level::Avx2 | x86::Level::Avx512 => return unsafe { x86::run_avx2(kernel) },
-        x86::Level::Baseline => {}
+        x86::Level::Avx512 if K::WIDE && most_bits() >= 512 => {
+            return unsafe { x86::run_avx512(kernel) };
+        }
+        x86::Level::Avx2 | x86::Level::Avx512 if most_bits() >= 256 => {
+            // SAFETY: the features were detected.
+            return unsafe { x86::run_avx2(kernel) };
+        }
+        _ => {}
     }
     kernel.run::<Baseline>()
 }
+
+/// Bits of the longest registers that [`dispatch`] may use.
+#[cfg(all(not(test), target_arch = "x86_64"))]
+#[inline(always)]
+fn most_bits() -> usize {
+    512
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+use tests::most_bits;
+#[cfg(test)]
+pub(crate) use tests::with_most_bits;
 
 /// e to the power `x`, without a branch, so that a loop of it is vectorised. The error is below 1.1
 /// ulp (f32) or 2 ulp (f64); -inf gives 0, what overflows gives inf, NaN stays, and small results
@@ -309,9 +328,11 @@ mod x86 {
     use crate::Real;
 
     #[derive(Clone, Copy)]
-    struct Fused;
+    struct Fused<const BITS: usize>;
 
-    impl Isa for Fused {
+    impl<const BITS: usize> Isa for Fused<BITS> {
+        const BITS: usize = BITS;
+
         #[inline(always)]
         fn fma<R: Real>(a: R, b: R, c: R) -> R {
             a.mul_add(b, c)
@@ -343,13 +364,13 @@ mod x86 {
     /// The processor must have AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
-        kernel.run::<Fused>()
+        kernel.run::<Fused<256>>()
     }
 
     /// # Safety
     /// The processor must have AVX2, FMA and AVX-512 F, BW, DQ and VL.
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
     pub unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-        kernel.run::<Fused>()
+        kernel.run::<Fused<512>>()
     }
 }

@@ -16,7 +16,6 @@ mod blocks;
 mod device;
 #[cfg(test)]
 mod device_tests;
-mod exp;
 mod forward;
 mod pack;
 mod plan;
@@ -24,6 +23,7 @@ mod segments;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod vector;
 
 pub use segments::{Segment, Segments};
 

@@ -1,4 +1,23 @@
+use std::cell::Cell;
+
 use super::*;
+
+thread_local! {
+    static MOST_BITS: Cell<usize> = const { Cell::new(512) };
+}
+
+pub(super) fn most_bits() -> usize {
+    MOST_BITS.get()
+}
+
+/// What `f` returns on a processor with registers of as many bits, or this one's. On this thread:
+/// what it computes on others is not concerned.
+pub(crate) fn with_most_bits<T>(bits: usize, f: impl FnOnce() -> T) -> T {
+    let before = MOST_BITS.replace(bits);
+    let result = f();
+    MOST_BITS.set(before);
+    result
+}
 
 struct Exps<'a, R>(&'a [R]);
 impl<R: Real> Kernel for Exps<'_, R> {

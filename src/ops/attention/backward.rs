@@ -1,5 +1,5 @@
 //! The gradient, with the probabilities recomputed from the saved `lse`, as in FlashAttention-2
-//! (Dao 2023, arXiv:2307.08691).
+//! (Dao 2023, arXiv:2307.08691). The lanes of a vector are keys.
 //!
 //! Every item has gradients of keys and values of its own. Those of keys that several items see are
 //! added up afterwards, row by row in the order of the items: no two threads add to one place.
@@ -7,12 +7,10 @@
 use std::array::from_fn;
 
 use super::add_up::add_up;
-use super::exp::exp2;
-use super::pack::{Block, Cells, Inputs, Keys, Slices, panels, strips, unpack};
+use super::pack::{Block, Cells, Inputs, Keys, Lines, from_lanes, panels, to_lanes, unpack};
 use super::plan::{self, Item};
-use super::tile::{
-    KEYS, LANES, ROWS, STRIP, Tile, add_to_keys, add_to_rows, by_lanes, fold, logits,
-};
+use super::tile::{GROUP, ROWS, add_to_items, add_to_lanes, logits};
+use super::vector::{before, exp2, mul, transpose};
 use crate::device::pool::Values;
 use crate::device::simd::{Isa, Kernel, dispatch};
 use crate::{Element, Real, Rows, RowsMut};
@@ -29,10 +27,10 @@ pub struct Saved<'a, T: Element> {
 
 /// See [`super::backward`].
 pub fn run<T: Element>(inputs: &Inputs<'_, T>, saved: &Saved<'_, T>, dqkv: RowsMut<'_, T>) {
-    if inputs.heads.head_dim <= LANES {
-        run_panels::<T, LANES>(inputs, saved, dqkv);
+    if inputs.heads.head_dim <= 8 {
+        run_panels::<T, 8>(inputs, saved, dqkv);
     } else {
-        run_panels::<T, STRIP>(inputs, saved, dqkv);
+        run_panels::<T, 16>(inputs, saved, dqkv);
     }
 }
 
@@ -66,114 +64,116 @@ fn run_panels<T: Element, const W: usize>(
     jobs.sort_by_key(|job| std::cmp::Reverse(job.item.cost()));
     let RowsMut { data, rows, cols, stride } = &mut dqkv;
     let cells = Cells::new(RowsMut { data, rows: *rows, cols: *cols, stride: *stride });
-    plan::run(jobs, Scratch::<T::Stat, W>::new, |scratch, job| {
+    plan::run(jobs, Scratch::default, |scratch, job| {
         dispatch(DifferentiateItem { inputs, saved, job, scratch, dqkv: &cells });
     });
     add_up(inputs, &items, &shared, arena, dqkv);
 }
 
-struct Scratch<R, const W: usize> {
-    /// `[strips][d][STRIP]`
-    kt: Vec<[R; STRIP]>,
-    vt: Vec<[R; STRIP]>,
-    /// `[panels][keys][W]`
-    k: Vec<[R; W]>,
-    /// `[panels][ROWS][W]`
-    q: Vec<[R; W]>,
-    dout: Vec<[R; W]>,
-    dq: Vec<[R; W]>,
+#[derive(Default)]
+struct Scratch<R> {
     /// `[panels][keys, padded][W]`
-    dk: Vec<[R; W]>,
-    dv: Vec<[R; W]>,
-    p: Box<Tile<R>>,
-    ds: Box<Tile<R>>,
-}
-
-impl<R: Real, const W: usize> Scratch<R, W> {
-    fn new() -> Self {
-        Scratch {
-            kt: vec![],
-            vt: vec![],
-            k: vec![],
-            q: vec![],
-            dout: vec![],
-            dq: vec![],
-            dk: vec![],
-            dv: vec![],
-            p: Box::new([[R::ZERO; KEYS]; ROWS]),
-            ds: Box::new([[R::ZERO; KEYS]; ROWS]),
-        }
-    }
+    k: Lines<R>,
+    v: Lines<R>,
+    /// `[strips][panels][W][N]`
+    kt: Lines<R>,
+    vt: Lines<R>,
+    dkt: Lines<R>,
+    dvt: Lines<R>,
+    /// `[panels][ROWS][W]`
+    q: Lines<R>,
+    dout: Lines<R>,
+    out: Lines<R>,
+    dq: Lines<R>,
+    /// `[ROWS][N]`
+    p: Lines<R>,
+    ds: Lines<R>,
 }
 
 struct DifferentiateItem<'a, 'j, T: Element, const W: usize> {
     inputs: &'a Inputs<'a, T>,
     saved: &'a Saved<'a, T>,
     job: Job<'j, T::Stat, W>,
-    scratch: &'a mut Scratch<T::Stat, W>,
+    scratch: &'a mut Scratch<T::Stat>,
     dqkv: &'a Cells<'a, T>,
 }
 
 impl<T: Element, const W: usize> Kernel for DifferentiateItem<'_, '_, T, W> {
     type Output = ();
+    const WIDE: bool = true;
 
     #[inline(always)]
     fn run<I: Isa>(self) {
+        if I::BITS == 512 { self.differentiate::<I, 16>() } else { self.differentiate::<I, 8>() }
+    }
+}
+
+impl<T: Element, const W: usize> DifferentiateItem<'_, '_, T, W> {
+    #[inline(always)]
+    fn differentiate<I: Isa, const N: usize>(self) {
         let DifferentiateItem { inputs, saved, job, scratch, dqkv } = self;
         let Job { item, shared, dkv } = job;
         let (heads, segment) = (&inputs.heads, &inputs.segments[item.segment]);
         let d = heads.head_dim;
-        let one = T::Stat::ONE;
+        let (one, zero) = (T::Stat::ONE, T::Stat::ZERO);
         let scale = T::Stat::of(heads.scale);
         let to_log2 = T::Stat::of(heads.scale * std::f64::consts::LOG2_E);
         let log2_e = T::Stat::of(std::f64::consts::LOG2_E);
-        strips(&Keys::new(inputs.k, segment, heads, item), d, &mut scratch.kt);
-        strips(&Keys::new(inputs.v, segment, heads, item), d, &mut scratch.vt);
-        panels(&Keys::new(inputs.k, segment, heads, item), one, item.keys, d, &mut scratch.k);
-        scratch.dq.resize(d.div_ceil(W) * ROWS, [T::Stat::ZERO; W]);
-        let padded = item.keys.next_multiple_of(STRIP);
-        for sums in [&mut scratch.dk, &mut scratch.dv] {
-            sums.clear();
-            sums.resize(d.div_ceil(W) * padded, [T::Stat::ZERO; W]);
-        }
-        let mut first_row = item.queries.start * inputs.group();
-        for block in Block::of(segment, inputs.group(), item) {
-            let (q, dout) = (block.slices(inputs.q, d), block.slices(saved.dout, d));
-            let out = block.slices(saved.out, d);
-            let mut lse = [T::Stat::ZERO; ROWS];
-            let mut delta = [T::Stat::ZERO; ROWS];
-            for r in 0..block.rows {
-                lse[r] = saved.lse.row(block.row[r])[block.head[r]] * log2_e;
-                delta[r] = dot::<I, T>(dout.get(r), out.get(r));
+        let padded = item.keys.next_multiple_of(N);
+        let width = d.div_ceil(W) * W;
+        let [k, v] =
+            [&mut scratch.k, &mut scratch.v].map(|lines| lines.get::<W>(width / W * padded));
+        panels(&Keys::new(inputs.k, segment, heads, item), one, d, padded, k);
+        panels(&Keys::new(inputs.v, segment, heads, item), one, d, padded, v);
+        let [kt, vt, dkt, dvt] =
+            [&mut scratch.kt, &mut scratch.vt, &mut scratch.dkt, &mut scratch.dvt]
+                .map(|lines| lines.get::<N>(padded / N * width));
+        to_lanes::<I, _, W, N>(k, padded, kt);
+        to_lanes::<I, _, W, N>(v, padded, vt);
+        dkt.fill([zero; N]);
+        dvt.fill([zero; N]);
+        let [q, dout, out, dq] =
+            [&mut scratch.q, &mut scratch.dout, &mut scratch.out, &mut scratch.dq]
+                .map(|lines| lines.get::<W>(width / W * ROWS));
+        let [p, ds] = [&mut scratch.p, &mut scratch.ds]
+            .map(|lines| lines.get::<N>(ROWS).first_chunk_mut().expect("its length"));
+        for block in Block::<ROWS>::of(segment, inputs.group(), item) {
+            panels(&block.slices(inputs.q, d), to_log2, d, ROWS, q);
+            panels(&block.slices(saved.dout, d), one, d, ROWS, dout);
+            panels(&block.slices(saved.out, d), one, d, ROWS, out);
+            let delta = minus_dots::<I, _, W>(dout, out);
+            // Rows past the last have no probabilities.
+            let mut lse = [T::Stat::NEG_INFINITY; ROWS];
+            for (r, lse) in lse[..block.rows].iter_mut().enumerate() {
+                *lse = -saved.lse.row(block.row[r])[block.head[r]] * log2_e;
             }
-            panels(&q, to_log2, ROWS, d, &mut scratch.q);
-            panels(&dout, one, ROWS, d, &mut scratch.dout);
-            dispatch(Differentiate {
-                d,
-                q: &scratch.q,
-                dout: &scratch.dout,
-                kt: &scratch.kt,
-                vt: &scratch.vt,
-                k: &scratch.k,
-                lse: &lse,
-                delta: &delta,
+            dq.fill([zero; W]);
+            let differentiate = Differentiate {
+                q,
+                dout,
+                k,
+                kt,
+                vt,
+                minus_lse: &lse,
+                minus_delta: &delta,
                 keys: &block.keys[..block.rows],
-                first_row: (first_row, inputs.group(), segment.prefix_len as usize),
-                p: &mut scratch.p,
-                ds: &mut scratch.ds,
-                dq: &mut scratch.dq,
-                dk: &mut scratch.dk,
-                dv: &mut scratch.dv,
-            });
-            first_row += block.rows;
+                p,
+                ds,
+                dq,
+                dkt,
+                dvt,
+            };
+            differentiate.run::<I>();
             for r in 0..block.rows {
                 // SAFETY: segments do not overlap, so only this block has this row and head.
                 let to = unsafe { dqkv.slice(block.row[r], block.head[r] * d, d) };
-                unpack(&scratch.dq, ROWS, r, scale, to);
+                unpack(dq, ROWS, r, scale, to);
             }
         }
-        let panels = scratch.dk.chunks_exact(padded).chain(scratch.dv.chunks_exact(padded));
+        from_lanes::<I, _, W, N>(dkt, padded, k);
+        from_lanes::<I, _, W, N>(dvt, padded, v);
         if shared > 0 {
+            let panels = k.chunks_exact(padded).chain(v.chunks_exact(padded));
             for (to, from) in dkv.chunks_exact_mut(shared).zip(panels) {
                 to.copy_from_slice(&from[..shared]);
             }
@@ -184,110 +184,108 @@ impl<T: Element, const W: usize> Kernel for DifferentiateItem<'_, '_, T, W> {
             // SAFETY: no other item sees these keys, and queries have other columns.
             let (to_k, to_v) =
                 unsafe { (dqkv.slice(row, col, d), dqkv.slice(row, col + heads.kv_cols(), d)) };
-            unpack(&scratch.dk, padded, key, T::Stat::of(std::f64::consts::LN_2), to_k);
-            unpack(&scratch.dv, padded, key, one, to_v);
+            unpack(k, padded, key, T::Stat::of(std::f64::consts::LN_2), to_k);
+            unpack(v, padded, key, one, to_v);
         }
     }
 }
 
+/// The products of the rows of two panels, negated.
 #[inline(always)]
-fn dot<I: Isa, T: Element>(a: &[T], b: &[T]) -> T::Stat {
-    let mut sum = [T::Stat::ZERO; LANES];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..LANES {
-            sum[i] = I::fma(a[i].to_stat(), b[i].to_stat(), sum[i]);
+fn minus_dots<I: Isa, R: Real, const W: usize>(a: &[[R; W]], b: &[[R; W]]) -> [R; ROWS] {
+    const GROUP: usize = 8;
+    let mut dots = [R::ZERO; ROWS];
+    for (at, dots) in dots.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+        let mut sums = [[R::ZERO; W]; GROUP];
+        for (a, b) in a.chunks_exact(ROWS).zip(b.chunks_exact(ROWS)) {
+            for ((sum, a), b) in sums.iter_mut().zip(&a[at * GROUP..]).zip(&b[at * GROUP..]) {
+                for i in 0..W {
+                    sum[i] = I::fma(a[i], b[i], sum[i]);
+                }
+            }
+        }
+        let mut columns = [[R::ZERO; GROUP]; W];
+        transpose::<I, R, W, GROUP>(&sums, &mut columns);
+        for column in columns {
+            for i in 0..GROUP {
+                dots[i] -= column[i];
+            }
         }
     }
-    for (sum, (a, b)) in sum.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *sum = I::fma(a.to_stat(), b.to_stat(), *sum);
-    }
-    fold(sum, |a, b| a + b)
+    dots
 }
 
 /// One block against all its keys.
-struct Differentiate<'a, R, const W: usize> {
-    d: usize,
-    /// Times the scale and log2 e.
+struct Differentiate<'a, R, const W: usize, const N: usize> {
+    /// `[panels][ROWS][W]`, times the scale and log2 e.
     q: &'a [[R; W]],
     dout: &'a [[R; W]],
-    kt: &'a [[R; STRIP]],
-    vt: &'a [[R; STRIP]],
+    /// `[panels][keys, padded][W]`
     k: &'a [[R; W]],
+    /// `[strips][panels][W][N]`
+    kt: &'a [[R; N]],
+    vt: &'a [[R; N]],
     /// Base 2.
-    lse: &'a [R; ROWS],
-    /// `rowsum(dout out)`
-    delta: &'a [R; ROWS],
+    minus_lse: &'a [R; ROWS],
+    /// `-rowsum(dout out)`
+    minus_delta: &'a [R; ROWS],
+    /// Of each row, never fewer than the row before.
     keys: &'a [usize],
-    /// The segment's row that is the block's first, rows per query, keys before the first query.
-    first_row: (usize, usize, usize),
-    p: &'a mut Tile<R>,
-    ds: &'a mut Tile<R>,
-    /// `=`
+    p: &'a mut [[R; N]; ROWS],
+    ds: &'a mut [[R; N]; ROWS],
+    /// `+=`
     dq: &'a mut [[R; W]],
     /// `+=`, times log2 e
-    dk: &'a mut [[R; W]],
+    dkt: &'a mut [[R; N]],
     /// `+=`
-    dv: &'a mut [[R; W]],
+    dvt: &'a mut [[R; N]],
 }
 
-impl<R: Real, const W: usize> Kernel for Differentiate<'_, R, W> {
-    type Output = ();
-
+impl<R: Real, const W: usize, const N: usize> Differentiate<'_, R, W, N> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let Differentiate { d, q, dout, kt, vt, k, lse, delta, keys, .. } = self;
-        let Differentiate { first_row, p, ds, dq, dk, dv, .. } = self;
-        let (rows, total) = (keys.len(), keys[keys.len() - 1]);
-        let panels = d.div_ceil(W);
-        let (all_keys, padded_keys) = (k.len() / panels, dk.len() / panels);
-        dq.fill([R::ZERO; W]);
-        for first in (0..total).step_by(KEYS) {
-            let seen_by: [usize; ROWS] = from_fn(|r| match keys.get(r) {
-                Some(keys) => keys.saturating_sub(first).min(KEYS),
-                None => 0,
-            });
-            let seen = &seen_by[..rows];
-            let start = seen.iter().position(|&n| n > 0).unwrap_or(0) / 2 * 2;
-            let most = seen[rows - 1];
-            let limit = most.next_multiple_of(STRIP);
-
-            logits::<I, R, W>(q, &kt[first / STRIP * d..], d, start, seen, p);
-            logits::<I, R, W>(dout, &vt[first / STRIP * d..], d, start, seen, ds);
-            for r in start..rows {
-                let (lse, delta) = (lse[r], delta[r]);
-                let lanes = seen[r].next_multiple_of(LANES);
-                let (p, p_rest) = p[r][..limit].split_at_mut(lanes);
-                let (ds, ds_rest) = ds[r][..limit].split_at_mut(lanes);
-                p_rest.fill(R::ZERO);
-                ds_rest.fill(R::ZERO);
-                p[seen[r]..].fill(R::NEG_INFINITY);
-                for (p, ds) in p.as_chunks_mut::<LANES>().0.iter_mut().zip(ds.as_chunks_mut().0) {
-                    let mut y = [R::ZERO; LANES];
-                    let mut dy = [R::ZERO; LANES];
-                    for i in 0..LANES {
-                        y[i] = exp2::<I, R>(p[i] - lse);
-                    }
-                    for i in 0..LANES {
-                        dy[i] = y[i] * (ds[i] - delta);
-                    }
-                    (*p, *ds) = (y, dy);
-                    by_lanes();
-                }
+        let Differentiate { q, dout, k, kt, vt, minus_lse, minus_delta, keys, .. } = self;
+        let Differentiate { p, ds, dq, dkt, dvt, .. } = self;
+        let width = q.len() / ROWS * W;
+        let padded = k.len() / (width / W);
+        let to = keys.len().next_multiple_of(GROUP);
+        // The first row that sees the strip's first key, and the first that sees its last.
+        let (mut some, mut all) = (0, 0);
+        for (s, first) in (0..keys[keys.len() - 1]).step_by(N).enumerate() {
+            let strip = s * width..(s + 1) * width;
+            while keys[some] <= first {
+                some += 1;
             }
-            let (block_start, group, prefix) = first_row;
-            let first_row = |j: usize| {
-                let query = (first + j).saturating_sub(prefix);
-                (query * group).saturating_sub(block_start)
-            };
-            let of_panel = |at: usize| at * padded_keys + first..(at + 1) * padded_keys;
-            for at in 0..panels {
-                let block = at * ROWS..at * ROWS + rows;
-                let k = &k[at * all_keys + first..(at + 1) * all_keys];
-                add_to_rows::<I, R, W>(ds, k, start, seen, &mut dq[at * ROWS..][..ROWS]);
-                let (dk, dv) = (&mut dk[of_panel(at)], &mut dv[of_panel(at)]);
-                add_to_keys::<I, R, W>(p, &dout[block.clone()], first_row, most, dv);
-                add_to_keys::<I, R, W>(ds, &q[block], first_row, most, dk);
+            while all < keys.len() && keys[all] < first + N {
+                all += 1;
+            }
+            let from = some / GROUP * GROUP;
+            let at = from_fn(|n| R::of(n as f64));
+            logits::<I, R, W, N>((q, ROWS), &kt[strip.clone()], (from, to), |r| minus_lse[r], p);
+            logits::<I, R, W, N>(
+                (dout, ROWS),
+                &vt[strip.clone()],
+                (from, to),
+                |r| minus_delta[r],
+                ds,
+            );
+            for r in from..all {
+                let seen = R::of(keys[r].saturating_sub(first) as f64);
+                p[r] = before::<I, R, N>(&p[r], &at, &[seen; N]);
+            }
+            for (p, ds) in p[from..to].iter_mut().zip(&mut ds[from..to]) {
+                *p = exp2::<I, R, N>(p);
+                *ds = mul::<I, R, N>(p, ds);
+            }
+            let rows = from..to;
+            let (dkt, dvt) = (&mut dkt[strip.clone()], &mut dvt[strip]);
+            let (dkt, dvt) = (dkt.as_chunks_mut::<W>().0, dvt.as_chunks_mut::<W>().0);
+            for (at, (dkt, dvt)) in dkt.iter_mut().zip(dvt).enumerate() {
+                let block = at * ROWS + from..at * ROWS + to;
+                let k = k[at * padded + first..].first_chunk().expect("keys are padded");
+                add_to_items::<I, R, W, N>(ds, k, (from, to), &mut dq[at * ROWS..][..ROWS]);
+                add_to_lanes::<I, R, W, N>(&dout[block.clone()], &p[rows.clone()], dvt);
+                add_to_lanes::<I, R, W, N>(&q[block], &ds[rows.clone()], dkt);
             }
         }
     }

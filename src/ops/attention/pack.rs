@@ -3,8 +3,9 @@
 use std::marker::PhantomData;
 
 use super::plan::Item;
-use super::tile::{LANES, ROWS, STRIP};
+use super::vector::transpose;
 use super::{Heads, Segment};
+use crate::device::simd::Isa;
 use crate::{Element, Real, Rows, RowsMut};
 
 /// What every pass reads; shapes are checked.
@@ -78,26 +79,26 @@ impl<'a, T> Slices<'a, T> for Keys<'a, T> {
 }
 
 /// A block of an item's rows. A row is one query of one head of the group; heads vary fastest.
-pub struct Block {
-    /// Number of rows, at most [`ROWS`].
+pub struct Block<const N: usize> {
+    /// Number of rows, at most `N`.
     pub rows: usize,
     /// The row of `q` of each row.
-    pub row: [usize; ROWS],
+    pub row: [usize; N],
     /// The query head of each row.
-    pub head: [usize; ROWS],
+    pub head: [usize; N],
     /// Number of keys that each row sees, never fewer than the row before.
-    pub keys: [usize; ROWS],
+    pub keys: [usize; N],
 }
 
-impl Block {
+impl<const N: usize> Block<N> {
     /// The blocks of an item.
-    pub fn of(segment: &Segment, group: usize, item: &Item) -> impl Iterator<Item = Block> {
+    pub fn of(segment: &Segment, group: usize, item: &Item) -> impl Iterator<Item = Block<N>> {
         let (start, prefix) = (segment.q_start as usize, segment.prefix_len as usize);
         let (first_head, end) = (item.kv_head * group, item.queries.end);
         let (mut query, mut head) = (item.queries.start, 0);
         std::iter::from_fn(move || {
-            let mut block = Block { rows: 0, row: [0; ROWS], head: [0; ROWS], keys: [0; ROWS] };
-            while block.rows < ROWS && query < end {
+            let mut block = Block { rows: 0, row: [0; N], head: [0; N], keys: [0; N] };
+            while block.rows < N && query < end {
                 block.row[block.rows] = start + query;
                 block.head[block.rows] = first_head + head;
                 block.keys[block.rows] = prefix + query + 1;
@@ -113,19 +114,19 @@ impl Block {
 
     /// The block's rows of a matrix with a column for each head.
     #[inline(always)]
-    pub fn slices<'a, T>(&self, of: Rows<'a, T>, head_dim: usize) -> Queries<'a, '_, T> {
+    pub fn slices<'a, T>(&self, of: Rows<'a, T>, head_dim: usize) -> Queries<'a, '_, T, N> {
         Queries { of, head_dim, block: self }
     }
 }
 
 /// See [`Block::slices`].
-pub struct Queries<'a, 'b, T> {
+pub struct Queries<'a, 'b, T, const N: usize> {
     of: Rows<'a, T>,
     head_dim: usize,
-    block: &'b Block,
+    block: &'b Block<N>,
 }
 
-impl<'a, T> Slices<'a, T> for Queries<'a, '_, T> {
+impl<'a, T, const N: usize> Slices<'a, T> for Queries<'a, '_, T, N> {
     #[inline(always)]
     fn len(&self) -> usize {
         self.block.rows
@@ -137,64 +138,23 @@ impl<'a, T> Slices<'a, T> for Queries<'a, '_, T> {
     }
 }
 
-/// `[strips][d][STRIP]`: keys transposed, strip by strip. Columns past the keys are copies of the
-/// last.
-#[inline(always)]
-pub fn strips<'a, T: Element>(
-    rows: &impl Slices<'a, T>,
-    d: usize,
-    out: &mut Vec<[T::Stat; STRIP]>,
-) {
-    out.resize(rows.len().div_ceil(STRIP) * d, [T::Stat::ZERO; STRIP]);
-    for (s, out) in out.chunks_exact_mut(d).enumerate() {
-        for at in (0..STRIP).step_by(LANES) {
-            transpose(rows, s * STRIP + at, at, out);
-        }
-    }
-}
-
-#[inline(always)]
-fn transpose<'a, T: Element, const N: usize>(
-    rows: &impl Slices<'a, T>,
-    first: usize,
-    at: usize,
-    out: &mut [[T::Stat; N]],
-) {
-    let last = rows.len() - 1;
-    let d = out.len();
-    let mut x = [&rows.get(first.min(last))[..d]; LANES];
-    for (i, x) in x.iter_mut().enumerate() {
-        *x = &rows.get((first + i).min(last))[..d];
-    }
-    for l in 0..d {
-        let mut y = [T::Stat::ZERO; LANES];
-        for i in 0..LANES {
-            y[i] = x[i][l].to_stat();
-        }
-        out[l][at..at + LANES].copy_from_slice(&y);
-    }
-}
-
-/// `[d / W][padded][W]`: panels of `W` columns, times `factor`. Columns past `d` are zero; rows
-/// past the rows are unspecified.
+/// `[panels][padded][W]`: panels of `W` columns, times `factor`. What lies past `d` and past the
+/// rows is zero.
 #[inline(always)]
 pub fn panels<'a, T: Element, const W: usize>(
     rows: &impl Slices<'a, T>,
     factor: T::Stat,
-    padded: usize,
     d: usize,
-    out: &mut Vec<[T::Stat; W]>,
+    padded: usize,
+    out: &mut [[T::Stat; W]],
 ) {
-    out.resize(d.div_ceil(W) * padded, [T::Stat::ZERO; W]);
     for j in 0..rows.len() {
-        let (whole, rest) = rows.get(j).as_chunks::<W>();
+        let (whole, rest) = rows.get(j)[..d].as_chunks::<W>();
         let mut at = j;
         for x in whole {
-            let mut y = [T::Stat::ZERO; W];
             for i in 0..W {
-                y[i] = x[i].to_stat() * factor;
+                out[at][i] = x[i].to_stat() * factor;
             }
-            out[at] = y;
             at += padded;
         }
         if !rest.is_empty() {
@@ -204,6 +164,37 @@ pub fn panels<'a, T: Element, const W: usize>(
             }
             out[at] = y;
         }
+    }
+    for panel in out.chunks_exact_mut(padded) {
+        panel[rows.len()..].fill([T::Stat::ZERO; W]);
+    }
+}
+
+/// `[blocks][panels][W][N]`: panels of `padded` rows, `N` of them in the lanes of each block.
+#[inline(always)]
+pub fn to_lanes<I: Isa, R: Real, const W: usize, const N: usize>(
+    panels: &[[R; W]],
+    padded: usize,
+    lanes: &mut [[R; N]],
+) {
+    let count = panels.len() / padded;
+    for (at, to) in lanes.as_chunks_mut::<W>().0.iter_mut().enumerate() {
+        let from = &panels[at % count * padded + at / count * N..];
+        transpose::<I, R, W, N>(from.first_chunk().expect("rows are padded"), to);
+    }
+}
+
+/// The inverse of [`to_lanes`].
+#[inline(always)]
+pub fn from_lanes<I: Isa, R: Real, const W: usize, const N: usize>(
+    lanes: &[[R; N]],
+    padded: usize,
+    panels: &mut [[R; W]],
+) {
+    let count = panels.len() / padded;
+    for (at, from) in lanes.as_chunks::<W>().0.iter().enumerate() {
+        let to = &mut panels[at % count * padded + at / count * N..];
+        transpose::<I, R, N, W>(from, to.first_chunk_mut().expect("rows are padded"));
     }
 }
 
@@ -226,6 +217,23 @@ pub fn unpack<T: Element, const W: usize>(
     }
     for (out, &x) in rest.iter_mut().zip(panels.get(at).into_iter().flatten()) {
         *out = T::from_stat(x * factor);
+    }
+}
+
+/// Memory of vectors, used again and again.
+#[derive(Default)]
+pub struct Lines<R>(Vec<R>);
+
+impl<R: Real> Lines<R> {
+    /// `len` vectors, the first at the start of a cache line. What is in them is unspecified.
+    pub fn get<const N: usize>(&mut self, len: usize) -> &mut [[R; N]] {
+        const LINE: usize = 64;
+        let values = len * N + LINE / size_of::<R>();
+        if self.0.len() < values {
+            self.0.resize(values, R::ZERO);
+        }
+        let skip = self.0.as_ptr().align_offset(LINE);
+        self.0[skip..][..len * N].as_chunks_mut().0
     }
 }
 

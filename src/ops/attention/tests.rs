@@ -2,6 +2,7 @@ use half::{bf16, f16};
 
 use super::tile::{KEYS, ROWS};
 use super::{Heads, Segment, Segments, backward, decode, forward};
+use crate::device::simd::with_most_bits;
 use crate::{Element, Real, Result, View, ViewMut};
 
 pub(super) fn noise(n: usize, seed: u64) -> Vec<f64> {
@@ -187,6 +188,47 @@ fn agrees_with_the_definition() {
         // Half an ulp of the output; the backward also reads the rounded output.
         case.compare::<f16>(6e-4, 2e-2);
         case.compare::<bf16>(4e-3, 1.5e-1);
+    }
+}
+
+/// Head dims around the widths of a panel, groups that divide a block of rows and that do not, and
+/// tiles that end in a prefix, with it, and after it.
+#[test]
+fn agrees_with_the_definition_at_every_edge() {
+    let keys = KEYS as i32;
+    let edges = segments(&[
+        (keys - 8, (0, 0)),
+        (17, (0, keys - 8)),
+        (keys + 1, (0, 0)),
+        (33, (keys + 9, keys)),
+        (16, (keys + 9, keys + 1)),
+        (2 * keys + 3, (0, 0)),
+    ]);
+    for head_dim in [1, 7, 8, 12, 16] {
+        for group in [1, 2, 3] {
+            let case = Case::new(edges.clone(), (2 * group, 2, head_dim));
+            case.compare::<f64>(1e-13, 1e-12);
+            case.compare::<f32>(2e-6, 5e-5);
+        }
+    }
+}
+
+/// The same bits with AVX-512 and with AVX2; what has no fused products agrees to rounding.
+#[test]
+fn every_instruction_set_agrees() {
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    for heads in [(4, 2, 8), (3, 1, 12), (2, 2, 48)] {
+        let case = Case::new(mixed(), heads);
+        let qkv: Vec<f32> = cast(&noise(case.rows * case.cols(), 12));
+        let dout: Vec<f32> = cast(&noise(case.rows * case.heads.q_cols(), 13));
+        let [all, narrow, baseline] = [512, 256, 128].map(|bits| {
+            one.install(|| {
+                with_most_bits(bits, || (case.forward(&qkv), case.backward(&qkv, &dout)))
+            })
+        });
+        assert!(all == narrow);
+        close(&wide(&all.0.0), &wide(&baseline.0.0), 2e-6, "out");
+        close(&wide(&all.1), &wide(&baseline.1), 5e-5, "dqkv");
     }
 }
 

@@ -1,224 +1,111 @@
 //! The register-blocked products and the tile sizes that everything here is counted in.
 //!
+//! A tile holds logits of items, one a line, with lanes: the forward's items are keys and its lanes
+//! rows, the backward's are rows and keys. So neither a softmax's maximum and sum nor the gradients
+//! of a key are folded across lanes.
+//!
 //! Each output value is one chain of fused multiply-adds in index order, whatever block it is
 //! computed in: that is why a row's bits do not depend on its neighbours.
 
 use std::array::from_fn;
 
+use super::vector::{scale_add, transpose};
 use crate::Real;
 use crate::device::simd::Isa;
 
-/// Rows of a block: pairs of a query and a head of its group. A multiple of 24.
-pub const ROWS: usize = 48;
-/// Keys of a tile.
+/// Keys of a tile of the forward.
 pub const KEYS: usize = 128;
-/// Keys of a strip: the width at which keys are transposed.
-pub const STRIP: usize = 16;
-/// Partial sums of a row.
-pub const LANES: usize = 8;
+/// Rows of a block of the backward. A row is a pair of a query and a head of its group.
+pub const ROWS: usize = 64;
+/// Items are computed in groups of as many; what lies beyond the last is masked.
+pub const GROUP: usize = 8;
 
-/// One block of logits or of their gradients: `[ROWS][KEYS]`.
-pub type Tile<R> = [[R; KEYS]; ROWS];
-
-/// `acc[i] + sum over l of a[l][i0 + i] b[l]`
+/// `tile[i] = start(i) + sum over l of items[i][l] lanes[l]` for items `from..to`, multiples of
+/// [`GROUP`]. `items` is panels of `padded` rows, `lanes` is `[panels][W]`.
 #[inline(always)]
-fn outer<I: Isa, R: Real, const M: usize, const W: usize, const A: usize>(
-    a: &[[R; A]],
-    i0: usize,
-    b: &[[R; W]],
-    mut acc: [[R; W]; M],
-) -> [[R; W]; M] {
-    assert!(i0 + M <= A);
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..M {
-            for w in 0..W {
-                acc[i][w] = I::fma(a[i0 + i], b[w], acc[i][w]);
-            }
+pub fn logits<I: Isa, R: Real, const W: usize, const N: usize>(
+    (items, padded): (&[[R; W]], usize),
+    lanes: &[[R; N]],
+    (from, to): (usize, usize),
+    start: impl Fn(usize) -> R,
+    tile: &mut [[R; N]],
+) {
+    for at in (from..to).step_by(GROUP) {
+        let mut acc: [[R; N]; GROUP] = from_fn(|i| [start(at + i); N]);
+        for (panel, lanes) in lanes.as_chunks::<W>().0.iter().enumerate() {
+            let a = items[panel * padded + at..].first_chunk().expect("items are padded");
+            acc = inner::<I, R, GROUP, N, W>(a, lanes, acc);
+        }
+        tile[at..at + GROUP].copy_from_slice(&acc);
+    }
+}
+
+/// [`logits`] from nothing, of fewer lanes than fill a vector: those of the products are items here.
+/// `lanes` is `[panels][N][W]`. The bits are the same.
+#[inline(always)]
+pub fn logits_of_few<I: Isa, R: Real, const W: usize, const N: usize>(
+    (items, padded): (&[[R; W]], usize),
+    lanes: &[[R; W]],
+    to: usize,
+    tile: &mut [[R; N]],
+) {
+    for at in (0..to).step_by(GROUP) {
+        let mut acc = [[R::ZERO; GROUP]; N];
+        for (panel, lanes) in lanes.as_chunks::<N>().0.iter().enumerate() {
+            let b = items[panel * padded + at..].first_chunk().expect("items are padded");
+            let mut columns = [[R::ZERO; GROUP]; W];
+            transpose::<I, R, W, GROUP>(b, &mut columns);
+            acc = inner::<I, R, N, GROUP, W>(lanes, &columns, acc);
+        }
+        let tile = tile[at..].first_chunk_mut().expect("items are padded");
+        transpose::<I, R, GROUP, N>(&acc, tile);
+    }
+}
+
+/// `out[i] += sum over n of tile[i][n] lanes[n]` for items `from..to`, multiples of [`GROUP`]. `out`
+/// and `lanes` are one panel.
+#[inline(always)]
+pub fn add_to_items<I: Isa, R: Real, const W: usize, const N: usize>(
+    tile: &[[R; N]],
+    lanes: &[[R; W]; N],
+    (from, to): (usize, usize),
+    out: &mut [[R; W]],
+) {
+    for at in (from..to).step_by(GROUP) {
+        let a = tile[at..].first_chunk().expect("items are padded");
+        let out: &mut [_; GROUP] = out[at..].first_chunk_mut().expect("items are padded");
+        *out = inner::<I, R, GROUP, W, N>(a, lanes, *out);
+    }
+}
+
+/// `out[l] += sum over i of items[i][l] tile[i]`. `out` and `items` are one panel. With the tile as
+/// `items`, it adds to few lanes what [`add_to_items`] adds to items.
+#[inline(always)]
+pub fn add_to_lanes<I: Isa, R: Real, const W: usize, const N: usize>(
+    items: &[[R; W]],
+    tile: &[[R; N]],
+    out: &mut [[R; N]; W],
+) {
+    let mut acc = *out;
+    for (a, b) in items.iter().zip(tile) {
+        for l in 0..W {
+            acc[l] = scale_add::<I, R, N>(a[l], b, &acc[l]);
         }
     }
-    acc
+    *out = acc;
 }
 
 /// `acc[i] + sum over l of a[i][l] b[l]`
 #[inline(always)]
-fn inner<I: Isa, R: Real, const M: usize, const W: usize, const A: usize>(
-    a: &[[R; A]; M],
-    b: &[[R; W]],
-    mut acc: [[R; W]; M],
-) -> [[R; W]; M] {
-    for (l, b) in b.iter().enumerate().take(A) {
+fn inner<I: Isa, R: Real, const M: usize, const N: usize, const L: usize>(
+    a: &[[R; L]; M],
+    b: &[[R; N]; L],
+    mut acc: [[R; N]; M],
+) -> [[R; N]; M] {
+    for l in 0..L {
         for i in 0..M {
-            for w in 0..W {
-                acc[i][w] = I::fma(a[i][l], b[w], acc[i][w]);
-            }
+            acc[i] = scale_add::<I, R, N>(a[i][l], &b[l], &acc[i]);
         }
     }
     acc
-}
-
-/// `tile[r][j] = sum over l of a[r][l] keys[j][l]` for rows `start..rows`, and for every strip of
-/// keys of which a row of its group sees one. `a` is panels of [`ROWS`] rows, `strips` is
-/// `[strips][d][STRIP]`.
-#[inline(always)]
-pub fn logits<I: Isa, R: Real, const W: usize>(
-    a: &[[R; W]],
-    strips: &[[R; STRIP]],
-    d: usize,
-    start: usize,
-    seen: &[usize],
-    tile: &mut Tile<R>,
-) {
-    let rows = seen.len();
-    let mut r = start;
-    while r + 6 <= rows {
-        logit_rows::<I, R, 6, W>(a, strips, d, r, seen[r + 5], tile);
-        r += 6;
-    }
-    while r < rows {
-        logit_rows::<I, R, 2, W>(a, strips, d, r, seen[(r + 1).min(rows - 1)], tile);
-        r += 2;
-    }
-}
-
-#[inline(always)]
-fn logit_rows<I: Isa, R: Real, const M: usize, const W: usize>(
-    a: &[[R; W]],
-    strips: &[[R; STRIP]],
-    d: usize,
-    r: usize,
-    seen: usize,
-    tile: &mut Tile<R>,
-) {
-    for (s, strip) in strips.chunks_exact(d).take(seen.div_ceil(STRIP)).enumerate() {
-        let mut acc = [[R::ZERO; STRIP]; M];
-        for (panel, strip) in a.chunks_exact(ROWS).zip(strip.chunks(W)) {
-            let a: &[[R; W]; M] = panel[r..].first_chunk().expect("rows are even");
-            acc = inner::<I, R, M, STRIP, W>(a, strip, acc);
-        }
-        for (row, acc) in tile[r..r + M].iter_mut().zip(acc) {
-            row[s * STRIP..][..STRIP].copy_from_slice(&acc);
-        }
-    }
-}
-
-/// `out[r] += sum over j of tile[r][j] panel[j]` for rows `start..rows`, over the keys that a row of
-/// its group sees. `out` and `panel` are one panel of `W` columns.
-#[inline(always)]
-pub fn add_to_rows<I: Isa, R: Real, const W: usize>(
-    tile: &Tile<R>,
-    panel: &[[R; W]],
-    start: usize,
-    seen: &[usize],
-    out: &mut [[R; W]],
-) {
-    let rows = seen.len();
-    let mut r = start;
-    if W <= LANES {
-        while r + 12 <= rows {
-            row_group::<I, R, 12, W>(tile, panel, r, seen[r + 11], out);
-            r += 12;
-        }
-        while r + 4 <= rows {
-            row_group::<I, R, 4, W>(tile, panel, r, seen[r + 3], out);
-            r += 4;
-        }
-    } else {
-        while r + 6 <= rows {
-            row_group::<I, R, 6, W>(tile, panel, r, seen[r + 5], out);
-            r += 6;
-        }
-    }
-    while r < rows {
-        row_group::<I, R, 2, W>(tile, panel, r, seen[(r + 1).min(rows - 1)], out);
-        r += 2;
-    }
-}
-
-#[inline(always)]
-fn row_group<I: Isa, R: Real, const M: usize, const W: usize>(
-    tile: &Tile<R>,
-    panel: &[[R; W]],
-    r: usize,
-    seen: usize,
-    out: &mut [[R; W]],
-) {
-    let a: &[[R; KEYS]; M] = tile[r..].first_chunk().expect("rows are even");
-    let out = &mut out[r..r + M];
-    let acc = inner::<I, R, M, W, KEYS>(a, &panel[..seen], from_fn(|i| out[i]));
-    out.copy_from_slice(&acc);
-}
-
-/// `out[j] += sum over r of tile[r][j] panel[r]` for keys `0..keys`, over the rows that see a key of
-/// its group. `out` and `panel` are one panel of `W` columns.
-#[inline(always)]
-pub fn add_to_keys<I: Isa, R: Real, const W: usize>(
-    tile: &Tile<R>,
-    panel: &[[R; W]],
-    first_row: impl Fn(usize) -> usize,
-    keys: usize,
-    out: &mut [[R; W]],
-) {
-    let mut j = 0;
-    if W <= LANES {
-        while j + 12 <= keys {
-            key_group::<I, R, 12, W>(tile, panel, first_row(j), j, out);
-            j += 12;
-        }
-        while j + 4 <= keys {
-            key_group::<I, R, 4, W>(tile, panel, first_row(j), j, out);
-            j += 4;
-        }
-    } else {
-        while j + 6 <= keys {
-            key_group::<I, R, 6, W>(tile, panel, first_row(j), j, out);
-            j += 6;
-        }
-    }
-    while j < keys {
-        key_group::<I, R, 2, W>(tile, panel, first_row(j), j, out);
-        j += 2;
-    }
-}
-
-#[inline(always)]
-fn key_group<I: Isa, R: Real, const M: usize, const W: usize>(
-    tile: &Tile<R>,
-    panel: &[[R; W]],
-    r: usize,
-    j: usize,
-    out: &mut [[R; W]],
-) {
-    let out = &mut out[j..j + M];
-    let acc = outer::<I, R, M, W, KEYS>(&tile[r..panel.len()], j, &panel[r..], from_fn(|i| out[i]));
-    out.copy_from_slice(&acc);
-}
-
-/// Partial sums in eight lanes to one, in a fixed order.
-#[inline(always)]
-pub fn fold<R: Copy>(mut lanes: [R; LANES], op: impl Fn(R, R) -> R) -> R {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = op(lanes[i], lanes[i + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
-/// Keeps a loop over chunks of lanes from being vectorised across its iterations, which would
-/// transpose the chunks; the lanes of each are vectorised instead.
-#[inline(always)]
-pub fn by_lanes() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: it is empty.
-    unsafe {
-        std::arch::asm!("", options(nomem, nostack, preserves_flags))
-    }
-}
-
-/// The larger one, in one instruction.
-#[inline(always)]
-pub fn larger<R: Real>(a: R, b: R) -> R {
-    if a > b { a } else { b }
 }
