@@ -12,6 +12,8 @@ use view::{Data, DataMut};
 pub use view::{View, ViewMut};
 
 use crate::device::{Buffer, Cuda, Device, Fill, memory::Block, pool::Values};
+#[cfg(feature = "trainer")]
+use crate::device::{Span, memory::download_all};
 use crate::{Error, Plain, Result};
 
 /// A row-major matrix that owns its memory. A vector of N values is `[N, 1]`.
@@ -140,18 +142,40 @@ impl<T: Plain> Tensor<T> {
         tensors: &[&Self],
         others: &[&Tensor<U>],
     ) -> Result<(Vec<Vec<T>>, Vec<Vec<U>>, Option<Error>)> {
-        let (mut first, mut second) = (Vec::new(), Vec::new());
-        // SAFETY: neither is touched before the wait below, and both are leaked should there be none.
-        let queued = unsafe {
-            queue_downloads(tensors, &mut first)
-                .and_then(|cuda| Ok(queue_downloads(others, &mut second)?.or(cuda)))
-        };
-        match queued.and_then(|cuda| cuda.map_or(Ok(()), Cuda::synchronize)) {
-            Ok(()) => Ok((first, second, None)),
-            Err(fault @ Error::Kernel { .. }) => Ok((first, second, Some(fault))),
-            Err(error) => {
-                std::mem::forget((first, second));
-                Err(error)
+        let spans: Vec<_> = tensors
+            .iter()
+            .filter_map(|t| t.bytes())
+            .chain(others.iter().filter_map(|t| t.bytes()))
+            .collect();
+        let (bytes, fault) = download_all(&spans)?;
+        let mut rest = bytes.as_slice();
+        let first = tensors.iter().map(|t| t.take_from(&mut rest)).collect();
+        let second = others.iter().map(|t| t.take_from(&mut rest)).collect();
+        Ok((first, second, fault))
+    }
+
+    /// The bytes on a GPU.
+    #[cfg(feature = "trainer")]
+    fn bytes(&self) -> Option<Span<'_, u8>> {
+        match &self.memory {
+            Memory::Host(_) => None,
+            Memory::Device { buffer, .. } => {
+                Some(buffer.span::<T>(None).bytes(self.rows * self.cols))
+            }
+        }
+    }
+
+    /// The values on the host: those of a GPU are the first of `bytes`.
+    #[cfg(feature = "trainer")]
+    fn take_from(&self, bytes: &mut &[u8]) -> Vec<T> {
+        match &self.memory {
+            Memory::Host(values) => values.to_vec(),
+            Memory::Device { .. } => {
+                let (own, rest) = bytes.split_at(self.rows * self.cols * size_of::<T>());
+                *bytes = rest;
+                let mut values = vec![T::default(); self.rows * self.cols];
+                bytemuck::cast_slice_mut(&mut values).copy_from_slice(own);
+                values
             }
         }
     }
@@ -231,32 +255,6 @@ impl<T: Plain> Clone for Tensor<T> {
     fn clone(&self) -> Self {
         self.try_clone().unwrap_or_else(|error| panic!("cloning a tensor: {error}"))
     }
-}
-
-/// Copies matrices to `values`, from a GPU in the stream's order: the GPU to wait for.
-///
-/// # Safety
-/// `values` must not be used, and must stay, until that GPU has been waited for.
-#[cfg(feature = "trainer")]
-unsafe fn queue_downloads<'a, T: Plain>(
-    tensors: &[&'a Tensor<T>],
-    values: &mut Vec<Vec<T>>,
-) -> Result<Option<&'a Cuda>> {
-    values.extend(tensors.iter().map(|t| vec![T::default(); t.rows * t.cols]));
-    let mut waits = None;
-    for (tensor, values) in tensors.iter().zip(values) {
-        match &tensor.memory {
-            Memory::Host(from) => values.copy_from_slice(from),
-            Memory::Device { buffer, .. } => {
-                let len = values.len();
-                let block = Block { rows: 1, cols: len, to_stride: len, from_stride: len };
-                // SAFETY: the caller's.
-                unsafe { buffer.span::<T>(None).queue_download(values, block) }?;
-                waits = Some(buffer.cuda());
-            }
-        }
-    }
-    Ok(waits)
 }
 
 fn elements(rows: usize, cols: usize) -> Result<usize> {

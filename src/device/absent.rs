@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::{Device, Fill, Pitched};
+use super::{Device, Fill, Pitched, Place};
 use crate::{Error, Result};
 
 /// A GPU. This build has none: features `cuda` and `emulate` are off.
@@ -58,6 +58,12 @@ impl Cuda {
     /// # Safety
     /// None is needed: there is no such device.
     pub(super) unsafe fn copy(&self, _: Pitched, _: Pitched, _: usize, _: usize) -> Result<()> {
+        match *self {}
+    }
+
+    /// # Safety
+    /// None is needed: there is no such device.
+    pub(super) unsafe fn read(&self, _places: &[Place], _to: &mut [u8]) -> Result<()> {
         match *self {}
     }
 

@@ -2,13 +2,13 @@
 //! but [`Cuda::synchronize`].
 
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError, result};
 
-use super::{Device, Fill, Pitched};
+use super::{Device, Fill, Pitched, Place};
 use crate::{Error, Result};
 
 #[cfg(feature = "cpu")]
@@ -34,6 +34,7 @@ struct Inner {
     error: u64,
     /// Bytes allocated by this value.
     used: AtomicUsize,
+    mailbox: Mutex<Mailbox>,
     batch_invariant: AtomicBool,
     #[cfg(feature = "cpu")]
     products: cublas::Lazy,
@@ -84,6 +85,7 @@ impl Cuda {
             name,
             error,
             used: AtomicUsize::new(0),
+            mailbox: Mutex::default(),
             batch_invariant: AtomicBool::new(false),
             #[cfg(feature = "cpu")]
             products: cublas::Lazy::default(),
@@ -115,14 +117,41 @@ impl Cuda {
     /// # Errors
     /// As [`Device::synchronize`](super::Device::synchronize).
     pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: there are no places.
+        unsafe { self.read(&[], &mut []) }
+    }
+
+    /// Copies what lies at several places to the host, one behind the other; waits once until that
+    /// and everything queued before is done. `to` is filled where a kernel's report is the error.
+    ///
+    /// # Safety
+    /// The places must hold their bytes.
+    pub(super) unsafe fn read(&self, places: &[Place], to: &mut [u8]) -> Result<()> {
         self.bind()?;
-        let mut words = [0i32; 3];
-        // SAFETY: the words live as long as `self`, and the copy is over when the stream is idle.
-        unsafe { result::memcpy_dtoh_async(&mut words, self.0.error, self.0.stream.cu_stream()) }
-            .and_then(|()| self.0.stream.synchronize())
-            .map_err(|e| failed("what was queued has failed", e))?;
+        let words = Place { address: self.0.error, bytes: ERROR_WORDS };
+        let mut mailbox = self.0.mailbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = mailbox.of(ERROR_WORDS + to.len())?;
+        let mut filled = 0;
+        for place in std::iter::once(&words).chain(places) {
+            assert!(place.bytes <= ERROR_WORDS + to.len() - filled, "a copy within its memory");
+            // SAFETY: both sides hold the bytes; the mailbox stays until nothing is queued.
+            unsafe {
+                let to = memory.byte_add(filled);
+                let stream = self.0.stream.cu_stream();
+                sys::cuMemcpyDtoHAsync_v2(to, place.address, place.bytes, stream)
+            }
+            .result()
+            .map_err(|e| failed("a copy", e))?;
+            filled += place.bytes;
+        }
+        self.0.stream.synchronize().map_err(|e| failed("what was queued has failed", e))?;
+        // SAFETY: the mailbox holds as much, and nothing writes to it any more.
+        let all = unsafe { std::slice::from_raw_parts(memory.cast::<u8>(), filled) };
+        let (words, values) = all.split_at(ERROR_WORDS);
+        to[..values.len()].copy_from_slice(values);
+        let words: [i32; 3] = bytemuck::pod_read_unaligned(words);
         if words != [0; 3] {
-            // SAFETY: as above.
+            // SAFETY: the words live as long as `self`.
             unsafe { self.zero(self.0.error, ERROR_WORDS) }?;
         }
         super::fault(words)
@@ -272,6 +301,40 @@ impl Cuda {
     }
 }
 
+/// Page-locked host memory, to which the device copies while the host goes on.
+#[derive(Debug, Default)]
+struct Mailbox {
+    /// 0 before anything was read.
+    address: usize,
+    bytes: usize,
+}
+
+impl Mailbox {
+    /// Room for `bytes`, of any values. The context must be current, and nothing be queued that
+    /// writes to the mailbox.
+    fn of(&mut self, bytes: usize) -> Result<*mut c_void> {
+        if bytes > self.bytes {
+            self.give();
+            let size = bytes.next_power_of_two().max(1 << 16);
+            // SAFETY: the context is current.
+            let memory = unsafe { result::malloc_host(size, 0) }
+                .map_err(|e| failed(&format!("cannot allocate {size} bytes of the host's"), e))?;
+            (self.address, self.bytes) = (memory.expose_provenance(), size);
+        }
+        Ok(std::ptr::with_exposed_provenance_mut(self.address))
+    }
+
+    fn give(&mut self) {
+        if self.address != 0 {
+            let memory = std::ptr::with_exposed_provenance_mut(self.address);
+            // SAFETY: `of` took it, and nothing is queued that writes to it. An error here is one
+            // of earlier work, which the next wait reports.
+            let _ = unsafe { result::free_host(memory) };
+            *self = Mailbox::default();
+        }
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         #[cfg(feature = "cpu")]
@@ -284,6 +347,8 @@ impl Drop for Inner {
             }
         }
         give(&self.stream, self.error);
+        // The free has made the context current.
+        self.mailbox.get_mut().unwrap_or_else(PoisonError::into_inner).give();
     }
 }
 

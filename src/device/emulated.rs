@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::{Device, Fill, Pitched};
+use super::{Device, Fill, Pitched, Place};
 use crate::{Error, Result};
 
 /// The emulated GPU.
@@ -27,7 +27,7 @@ struct Inner {
     memory: usize,
     /// Times that someone waited.
     waits: AtomicUsize,
-    /// Copies to the host.
+    /// Copies to the host that a GPU may wait for.
     downloads: AtomicUsize,
 }
 
@@ -79,7 +79,25 @@ impl Cuda {
     /// # Errors
     /// As [`Device::synchronize`](super::Device::synchronize).
     pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: there are no places.
+        unsafe { self.read(&[], &mut []) }
+    }
+
+    /// Copies what lies at several places to the host, one behind the other; waits once until that
+    /// and everything queued before is done. `to` is filled where a kernel's report is the error.
+    ///
+    /// # Safety
+    /// The places must hold their bytes.
+    pub(super) unsafe fn read(&self, places: &[Place], to: &mut [u8]) -> Result<()> {
         self.0.waits.fetch_add(1, Relaxed);
+        let mut rest = to;
+        for place in places {
+            let (to, after) = std::mem::take(&mut rest).split_at_mut(place.bytes);
+            let from = self.pointer(place.address).cast::<u8>();
+            // SAFETY: the caller's; what is new on the host is apart from it.
+            unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), place.bytes) };
+            rest = after;
+        }
         let _reading = self.0.reading.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let words = self.error_word().cast::<[i32; 3]>();
         // SAFETY: the words live as long as `self`; kernels of other threads that write to them
@@ -95,7 +113,8 @@ impl Cuda {
         self.0.waits.load(Relaxed)
     }
 
-    /// How many copies to the host were queued.
+    /// How many copies to the host were queued beside those of [`Cuda::read`]: a GPU may wait for
+    /// each, since the host's memory is not locked.
     #[cfg(test)]
     pub(crate) fn downloads(&self) -> usize {
         self.0.downloads.load(Relaxed)

@@ -3,7 +3,9 @@
 use std::marker::PhantomData;
 
 use super::gpu::{Buffer, Cuda};
-use super::{Fill, Pitched};
+use super::{Fill, Pitched, Place};
+#[cfg(feature = "trainer")]
+use crate::Error;
 use crate::{Plain, Result};
 
 /// Values in device memory, to read.
@@ -100,23 +102,38 @@ impl<'a, T: Plain> Span<'a, T> {
         }
     }
 
-    /// Copies a block to the host and waits for it.
-    pub(crate) fn download(&self, to: &mut [T], block: Block) -> Result<()> {
-        // SAFETY: `to` is borrowed until the device is done below.
-        unsafe { self.queue_download(to, block) }?;
-        self.cuda.synchronize()
+    /// The bytes of the first `values`.
+    #[cfg(feature = "trainer")]
+    pub(crate) fn bytes(&self, values: usize) -> Span<'a, u8> {
+        assert!(values <= self.len, "bytes within memory");
+        let len = values * size_of::<T>();
+        Span { cuda: self.cuda, address: self.address, len, known: None }
     }
 
-    /// Queues a copy of a block to the host.
-    ///
-    /// # Safety
-    /// `to` must not be used, and must stay, until the device has been waited for.
-    pub(crate) unsafe fn queue_download(&self, to: &mut [T], block: Block) -> Result<()> {
+    /// Copies a block to the host and waits for it.
+    pub(crate) fn download(&self, to: &mut [T], block: Block) -> Result<()> {
         assert!(block.fits(to.len(), self.len), "a copy within its memory");
         let to = host::<T>(to.as_ptr(), block.to_stride);
         let from = device::<T>(self.address, block.from_stride);
-        // SAFETY: both sides hold the block, and the caller keeps `to`.
-        unsafe { copy::<T>(self.cuda, to, from, block) }
+        // SAFETY: both sides hold the block, and `to` is borrowed until the device is done.
+        unsafe { copy::<T>(self.cuda, to, from, block) }?;
+        self.cuda.synchronize()
+    }
+}
+
+/// What spans of one device hold, one behind the other, waited for once; and what a kernel reports.
+#[cfg(feature = "trainer")]
+pub(crate) fn download_all(spans: &[Span<'_, u8>]) -> Result<(Vec<u8>, Option<Error>)> {
+    let mut bytes = vec![0; spans.iter().map(|span| span.len).sum()];
+    let Some(first) = spans.first() else { return Ok((bytes, None)) };
+    assert!(spans.iter().all(|span| span.cuda == first.cuda), "spans of one device");
+    let places: Vec<_> =
+        spans.iter().map(|span| Place { address: span.address, bytes: span.len }).collect();
+    // SAFETY: the spans' memory is alive, and written to in the stream's order only.
+    match unsafe { first.cuda.read(&places, &mut bytes) } {
+        Ok(()) => Ok((bytes, None)),
+        Err(fault @ Error::Kernel { .. }) => Ok((bytes, Some(fault))),
+        Err(error) => Err(error),
     }
 }
 

@@ -106,6 +106,14 @@ struct Pitched {
     pitch: usize,
 }
 
+/// Bytes of device memory.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(any(feature = "cuda", feature = "emulate")), expect(dead_code))]
+struct Place {
+    address: u64,
+    bytes: usize,
+}
+
 /// The error of a device without room for `asked` bytes more.
 #[cfg_attr(not(any(feature = "cuda", feature = "emulate")), expect(dead_code))]
 fn out_of_memory(asked: usize, used: usize, free: usize) -> crate::Error {

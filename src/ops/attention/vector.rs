@@ -1,7 +1,8 @@
 //! Arithmetic on vectors, lane by lane.
 //!
-//! A compiler makes vector instructions of loops over 4 and 8 lanes that it unrolls, but not over
-//! 16: those of `f32` are spelled out for AVX-512. The bits are the same.
+//! A compiler makes vector instructions of loops over lanes that it unrolls, but across them rather
+//! than along them where it finds more to do that way, and none over 16. Those of 8 and 16 lanes of
+//! `f32` are spelled out. The bits are the same.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -13,9 +14,13 @@ use crate::{DType, Real};
 #[inline(always)]
 pub fn scale_add<I: Isa, R: Real, const N: usize>(a: R, b: &[R; N], c: &[R; N]) -> [R; N] {
     #[cfg(target_arch = "x86_64")]
-    if wide::<I, R, N>() {
-        // SAFETY: see `wide`.
-        return unsafe { store(_mm512_fmadd_ps(_mm512_set1_ps(cast(&a)), load(b), load(c))) };
+    // SAFETY: see `lanes`.
+    unsafe {
+        match lanes::<I, R, N>() {
+            Some(16) => return store(_mm512_fmadd_ps(_mm512_set1_ps(cast(&a)), load(b), load(c))),
+            Some(8) => return store(_mm256_fmadd_ps(_mm256_set1_ps(cast(&a)), load(b), load(c))),
+            _ => {}
+        }
     }
     let mut y = *c;
     for n in 0..N {
@@ -25,14 +30,18 @@ pub fn scale_add<I: Isa, R: Real, const N: usize>(a: R, b: &[R; N], c: &[R; N]) 
 }
 
 macro_rules! lanewise {
-    ($($(#[$doc:meta])* $name:ident($a:ident, $b:ident) = $of:expr, $intrinsic:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident($a:ident, $b:ident) = $of:expr, $wide:ident, $narrow:ident;)*) => {$(
         $(#[$doc])*
         #[inline(always)]
         pub fn $name<I: Isa, R: Real, const N: usize>(a: &[R; N], b: &[R; N]) -> [R; N] {
             #[cfg(target_arch = "x86_64")]
-            if wide::<I, R, N>() {
-                // SAFETY: see `wide`.
-                return unsafe { store($intrinsic(load(a), load(b))) };
+            // SAFETY: see `lanes`.
+            unsafe {
+                match lanes::<I, R, N>() {
+                    Some(16) => return store($wide(load(a), load(b))),
+                    Some(8) => return store($narrow(load(a), load(b))),
+                    _ => {}
+                }
             }
             let mut y = *a;
             for n in 0..N {
@@ -45,25 +54,34 @@ macro_rules! lanewise {
 }
 lanewise! {
     /// `a + b`
-    add(a, b) = a + b, _mm512_add_ps;
+    add(a, b) = a + b, _mm512_add_ps, _mm256_add_ps;
     /// `a - b`
-    sub(a, b) = a - b, _mm512_sub_ps;
+    sub(a, b) = a - b, _mm512_sub_ps, _mm256_sub_ps;
     /// `a b`
-    mul(a, b) = a * b, _mm512_mul_ps;
+    mul(a, b) = a * b, _mm512_mul_ps, _mm256_mul_ps;
     /// The larger one; `b` if one is not a number.
-    larger(a, b) = if a > b { a } else { b }, _mm512_max_ps;
+    larger(a, b) = if a > b { a } else { b }, _mm512_max_ps, _mm256_max_ps;
 }
 
 /// `x` where `at < end`, and minus infinity elsewhere.
 #[inline(always)]
 pub fn before<I: Isa, R: Real, const N: usize>(x: &[R; N], at: &[R; N], end: &[R; N]) -> [R; N] {
     #[cfg(target_arch = "x86_64")]
-    if wide::<I, R, N>() {
-        // SAFETY: see `wide`.
-        return unsafe {
-            let mask = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(load(at), load(end));
-            store(_mm512_mask_blend_ps(mask, _mm512_set1_ps(f32::NEG_INFINITY), load(x)))
-        };
+    // SAFETY: see `lanes`.
+    unsafe {
+        match lanes::<I, R, N>() {
+            Some(16) => {
+                let mask = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(load(at), load(end));
+                let none = _mm512_set1_ps(f32::NEG_INFINITY);
+                return store(_mm512_mask_blend_ps(mask, none, load(x)));
+            }
+            Some(8) => {
+                let mask = _mm256_cmp_ps::<_CMP_LT_OQ>(load(at), load(end));
+                let none = _mm256_set1_ps(f32::NEG_INFINITY);
+                return store(_mm256_blendv_ps(none, load(x), mask));
+            }
+            _ => {}
+        }
     }
     let mut y = *x;
     for n in 0..N {
@@ -80,9 +98,13 @@ pub fn before<I: Isa, R: Real, const N: usize>(x: &[R; N], at: &[R; N], end: &[R
 #[inline(always)]
 pub fn exp2<I: Isa, R: Real, const N: usize>(x: &[R; N]) -> [R; N] {
     #[cfg(target_arch = "x86_64")]
-    if wide::<I, R, N>() {
-        // SAFETY: see `wide`.
-        return unsafe { store(exp2_wide(load(x))) };
+    // SAFETY: see `lanes`.
+    unsafe {
+        match lanes::<I, R, N>() {
+            Some(16) => return store(exp2_wide(load(x))),
+            Some(8) => return store(exp2_narrow(load(x))),
+            _ => {}
+        }
     }
     let mut y = *x;
     for n in 0..N {
@@ -130,6 +152,24 @@ fn exp2_wide(x: __m512) -> __m512 {
     }
     let counts = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(LEAST));
     _mm512_maskz_scalef_ps(counts, p, _mm512_sub_ps(x, f))
+}
+
+/// [`exp2_f32`] of 8.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn exp2_narrow(x: __m256) -> __m256 {
+    let round = _mm256_set1_ps(ROUND_F32);
+    let rounded = _mm256_add_ps(x, round);
+    let f = _mm256_sub_ps(x, _mm256_sub_ps(rounded, round));
+    let mut p = _mm256_set1_ps(POWERS[5]);
+    for l in (0..5).rev() {
+        p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(POWERS[l]));
+    }
+    let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(rounded));
+    let y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+    let counts = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(LEAST));
+    _mm256_and_ps(counts, y)
 }
 
 #[inline(always)]
@@ -212,28 +252,34 @@ unsafe fn transpose_8x8(from: *const f32, of: usize, to: *mut f32, every: usize)
     }
 }
 
-/// Whether this is a vector of AVX-512: then its instructions are there, and it is 16 of `f32`.
+/// The lanes, where they are those of a vector of `f32`: 16 with AVX-512, 8 with AVX2 and FMA, whose
+/// instructions are there then.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn wide<I: Isa, R: Real, const N: usize>() -> bool {
-    I::BITS == 512 && R::DTYPE == DType::F32 && N == 16
+fn lanes<I: Isa, R: Real, const N: usize>() -> Option<usize> {
+    let vector = match N {
+        16 => I::BITS == 512,
+        8 => I::BITS >= 256,
+        _ => false,
+    };
+    (vector && R::DTYPE == DType::F32).then_some(N)
 }
 
 /// # Safety
-/// As in [`wide`].
+/// `V` is a vector of as many numbers.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn load<R: Real, const N: usize>(x: &[R; N]) -> __m512 {
-    // SAFETY: 16 of `f32`.
-    unsafe { std::ptr::from_ref(x).cast::<__m512>().read_unaligned() }
+unsafe fn load<R: Real, V, const N: usize>(x: &[R; N]) -> V {
+    // SAFETY: the caller's.
+    unsafe { std::ptr::from_ref(x).cast::<V>().read_unaligned() }
 }
 
 /// # Safety
-/// As in [`wide`].
+/// As of [`load`].
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn store<R: Real, const N: usize>(x: __m512) -> [R; N] {
-    // SAFETY: 16 of `f32`.
+unsafe fn store<R: Real, V, const N: usize>(x: V) -> [R; N] {
+    // SAFETY: the caller's.
     unsafe { std::mem::transmute_copy(&x) }
 }
 

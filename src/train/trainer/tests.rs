@@ -173,8 +173,8 @@ impl Fixture {
     }
 }
 
-/// Asserts that a run of `steps` steps waited once for each of its `lines`, and once to save; and
-/// that it copied nothing to the host but then. Gives how often it had waited before its first step.
+/// Asserts that a run of `steps` steps waited once for each of its `lines`, in which all that it
+/// read was copied, and once to save; and that it copied nothing to the host but then. Gives how often it had waited before its first step.
 fn assert_waits(name: &str, moments: &[Moment], steps: usize, lines: usize) -> usize {
     let (_, before, _) = moments[0];
     for pair in moments.windows(2) {
@@ -183,7 +183,8 @@ fn assert_waits(name: &str, moments: &[Moment], steps: usize, lines: usize) -> u
         match at {
             At::Start => panic!("{name}: a second start"),
             At::Step(_) => assert_eq!((waited, copied), (0, 0), "{name}: {at:?} of {moments:?}"),
-            At::Line | At::End => assert!(waited == 1 && copied > 0, "{name}: {moments:?}"),
+            At::Line => assert_eq!((waited, copied), (1, 0), "{name}: {moments:?}"),
+            At::End => assert!(waited == 1 && copied > 0, "{name}: {moments:?}"),
         }
     }
     let count = |is: fn(&At) -> bool| moments.iter().filter(|(at, ..)| is(at)).count();
