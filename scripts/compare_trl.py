@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Collimate beside TRL and transformers on this machine's CPU: one run, one table in Markdown.
+"""Collimate beside TRL and transformers on this machine's CPU: one run, one table of medians in Markdown.
 
     pip install torch transformers trl datasets accelerate sentencepiece protobuf
     cargo build --release
-    python scripts/compare_trl.py [--model DIR --pairs FILE.jsonl] [--only small,large,generate]
+    python scripts/compare_trl.py [--model DIR --pairs FILE.jsonl] [--only small,large,generate] [--repeat 3]
 
 small     DPO on the given model
 large     DPO on a Llama of 15 million random weights: 32,000 words, hidden 288, 6 layers, 6 heads, ff 768
 generate  sampling from the given model: 16 sequences of 200 new tokens
 
 Both sides get the same rows, the same settings (batch 4, accumulation 2, float32, AdamW, max_length 512, every step
-logged) and the same threads, one after the other. Tokens are counted as TRL counts them (`num_tokens`) and divided by
+logged) and the same threads, in turn, so that both see the machine's good and bad minutes. Tokens are counted as TRL counts them (`num_tokens`) and divided by
 the seconds of the training loop; memory is the peak of the whole process. Without --model and --pairs: stories260K
 and hh-helpful from $COLLIMATE_SHARED, or else what `collimate demo` makes.
 """
-import argparse, datetime, json, os, shutil, subprocess, sys, tempfile, time
+import argparse, datetime, json, os, shutil, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
@@ -75,12 +75,13 @@ def peer(kind, *args):
     return {**json.loads(line.pop("stdout").splitlines()[-1]), **line}
 
 
-def collimate_dpo(binary, model, pairs, steps, threads, out):
-    result = run([binary, "dpo", "--model", model, "--dataset", pairs, "--output-dir", out, "--max-steps", steps,
-                  "--per-device-train-batch-size", BATCH, "--gradient-accumulation-steps", ACCUMULATION,
-                  "--learning-rate", RATE, "--warmup-steps", WARMUP, "--weight-decay", DECAY, "--max-length", LENGTH,
-                  "--shuffle", "false", "--logging-steps", 1], threads)
-    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def collimate_dpo(binary, model, pairs, steps, threads):
+    with tempfile.TemporaryDirectory() as out:
+        result = run([binary, "dpo", "--model", model, "--dataset", pairs, "--output-dir", out, "--max-steps", steps,
+                      "--per-device-train-batch-size", BATCH, "--gradient-accumulation-steps", ACCUMULATION,
+                      "--learning-rate", RATE, "--warmup-steps", WARMUP, "--weight-decay", DECAY, "--max-length", LENGTH,
+                      "--shuffle", "false", "--logging-steps", 1], threads)
+        log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     tokens = [0] + [entry["num_tokens"] for entry in log]
     seconds = sum((b - a) / entry["tokens_per_second"] for a, b, entry in zip(tokens, tokens[1:], log))
     return dict(tokens=tokens[-1], seconds=seconds, loss=log[-1]["loss"], **result)
@@ -134,6 +135,7 @@ def main():
     ap.add_argument("--steps", type=int, default=20, help="steps of the small model")
     ap.add_argument("--large-steps", type=int, default=3)
     ap.add_argument("--threads", type=int, default=os.cpu_count())
+    ap.add_argument("--repeat", type=int, default=3, help="runs of each side")
     ap.add_argument("--ours", action="store_true", help="without the other side")
     ap.add_argument("--peer", help=argparse.SUPPRESS)
     a = ap.parse_args()
@@ -158,33 +160,47 @@ def compare(a, scratch, root):
     rows.write_text("".join(pairs.open().readlines()[:steps * BATCH * ACCUMULATION]))
     only = a.only.split(",")
     results = []
+
+    def measure(what, name, theirs, ours):
+        """Both sides in turn."""
+        runs = [(None if a.ours else theirs(), ours()) for _ in range(a.repeat)]
+        results.append((what, name, *zip(*runs)))
+
+    def dpo(name, folder, steps):
+        measure(name, "TRL", lambda: peer("dpo", folder, rows, steps, a.threads),
+                lambda: collimate_dpo(a.binary, folder, rows, steps, a.threads))
+
     if "small" in only:
-        theirs = None if a.ours else peer("dpo", model, rows, a.steps, a.threads)
-        ours = collimate_dpo(a.binary, model, rows, a.steps, a.threads, scratch / "small")
-        results.append((f"DPO, {model.name}", "TRL", theirs, ours))
+        dpo(f"DPO, {model.name}", model, a.steps)
     if "large" in only:
         # Not here: the peak of a child counts what its parent held when it was started.
         peer("model", model, scratch / "llama-15m")
-        theirs = None if a.ours else peer("dpo", scratch / "llama-15m", rows, a.large_steps, a.threads)
-        ours = collimate_dpo(a.binary, scratch / "llama-15m", rows, a.large_steps, a.threads, scratch / "large")
-        results.append(("DPO, Llama of 15 M", "TRL", theirs, ours))
+        dpo("DPO, Llama of 15 M", scratch / "llama-15m", a.large_steps)
     if "generate" in only:
         prompt = "Once upon a time, there was a little"
-        theirs = None if a.ours else peer("generate", model, prompt, a.threads)
-        ours = collimate_generate(a.binary, model, prompt, a.threads)
-        results.append((f"generate, {model.name}", "transformers", theirs, ours))
-    print(f"{datetime.date.today()}, {a.threads} cores, {processor()}, {versions()}\n")
+        measure(f"generate, {model.name}", "transformers", lambda: peer("generate", model, prompt, a.threads),
+                lambda: collimate_generate(a.binary, model, prompt, a.threads))
+    print(f"{datetime.date.today()}, {a.threads} cores, {processor()}, {versions()}, medians of {a.repeat}\n")
     print("| | | tokens | loop s | tokens/s | peak MB | whole s | last loss |")
     print("|---|---|--:|--:|--:|--:|--:|--:|")
     for what, name, theirs, ours in results:
-        for side, x in ((name, theirs), ("collimate", ours)):
-            if x:
-                loss = f"{x['loss']:.4f}" if "loss" in x else ""
-                print(f"| {what} | {side} | {x['tokens']:.0f} | {x['seconds']:.2f} | {x['tokens'] / x['seconds']:.0f} "
-                      f"| {x['memory']:.0f} | {x['wall']:.1f} | {loss} |")
-        if theirs:
-            speed = ours["tokens"] / ours["seconds"] / (theirs["tokens"] / theirs["seconds"])
-            print(f"| | | | | **{speed:.1f} times** | **1/{theirs['memory'] / ours['memory']:.1f}** | | |")
+        for side, runs in ((name, theirs), ("collimate", ours)):
+            if runs[0]:
+                loss = f"{runs[0]['loss']:.4f}" if "loss" in runs[0] else ""
+                print(f"| {what} | {side} | {runs[0]['tokens']:.0f} | {median(runs, 'seconds'):.2f} | {speed(runs):.0f} "
+                      f"| {median(runs, 'memory'):.0f} | {median(runs, 'wall'):.1f} | {loss} |")
+        if theirs[0]:
+            each = [speed([one]) / speed([other]) for one, other in zip(ours, theirs)]
+            print(f"| | | | | **{speed(ours) / speed(theirs):.1f} times** ({min(each):.1f} to {max(each):.1f}) "
+                  f"| **1/{median(theirs, 'memory') / median(ours, 'memory'):.1f}** | | |")
+
+
+def median(runs, what):
+    return statistics.median(run[what] for run in runs)
+
+
+def speed(runs):
+    return statistics.median(run["tokens"] / run["seconds"] for run in runs)
 
 
 def processor():

@@ -220,13 +220,14 @@ fn few_rows<S: Real>(
     let c = Shared(c.as_mut_ptr());
     let tile = |(column, columns): (usize, usize)| {
         let mut sums = vec![S::ZERO; columns * rows];
-        let at = |i: usize, j: usize| c.at(i * stride + column + j);
+        // SAFETY: within `c`, as checked above; tiles are disjoint, and so are rows.
+        let row = |i: usize| unsafe {
+            std::slice::from_raw_parts_mut(c.at(i * stride + column), columns)
+        };
         if output == Output::Add {
             for i in 0..m {
-                for j in 0..columns {
-                    // SAFETY: within `c`, as checked above; tiles are disjoint.
-                    sums[j * rows + i] = unsafe { *at(i, j) };
-                }
+                let to = sums[i..].iter_mut().step_by(rows);
+                to.zip(row(i)).for_each(|(sum, &mut c)| *sum = c);
             }
         }
         let b_at = b.data.as_ptr().wrapping_add(column * b.col);
@@ -236,10 +237,8 @@ fn few_rows<S: Real>(
             gemm([rows, columns, k], a, b, (sums.as_mut_ptr(), 1, rows), output);
         }
         for i in 0..m {
-            for j in 0..columns {
-                // SAFETY: as above.
-                unsafe { *at(i, j) = sums[j * rows + i] };
-            }
+            let from = sums[i..].iter().step_by(rows);
+            row(i).iter_mut().zip(from).for_each(|(c, &sum)| *c = sum);
         }
     };
     if rows * n * k <= ALONE {

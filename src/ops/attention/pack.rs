@@ -30,17 +30,31 @@ impl<T: Element> Inputs<'_, T> {
 }
 
 /// Rows of one head of a matrix, in some order.
-pub trait Slices<'a, T> {
+pub trait Slices<'a, T: 'a> {
     /// Number of rows.
     fn len(&self) -> usize;
-    /// `head_dim` values of a row.
-    fn get(&self, at: usize) -> &'a [T];
+    /// The rows as runs, in order.
+    fn runs(&self) -> impl Iterator<Item = Run<'a, T>>;
+}
+
+/// Rows one behind the other, a `stride` apart: the head's values of the first begin `data`.
+pub struct Run<'a, T> {
+    data: &'a [T],
+    stride: usize,
+    rows: usize,
+}
+
+impl<'a, T> Run<'a, T> {
+    #[inline(always)]
+    fn new(of: &Rows<'a, T>, row: usize, rows: usize, col: usize) -> Self {
+        let data = if rows == 0 { &[] } else { &of.data[row * of.stride + col..] };
+        Run { data, stride: of.stride, rows }
+    }
 }
 
 /// Keys or values of an item, in the segment's own order: its prefix, then itself.
 pub struct Keys<'a, T> {
     of: Rows<'a, T>,
-    head_dim: usize,
     col: usize,
     prefix_start: usize,
     prefix: usize,
@@ -53,7 +67,6 @@ impl<'a, T> Keys<'a, T> {
     pub fn new(of: Rows<'a, T>, segment: &Segment, heads: &Heads, item: &Item) -> Self {
         Keys {
             of,
-            head_dim: heads.head_dim,
             col: item.kv_head * heads.head_dim,
             prefix_start: segment.prefix_start as usize,
             prefix: segment.prefix_len as usize,
@@ -69,12 +82,11 @@ impl<'a, T> Slices<'a, T> for Keys<'a, T> {
         self.len
     }
     #[inline(always)]
-    fn get(&self, at: usize) -> &'a [T] {
-        let row = match at.checked_sub(self.prefix) {
-            None => self.prefix_start + at,
-            Some(own) => self.start + own,
-        };
-        &self.of.data[row * self.of.stride + self.col..][..self.head_dim]
+    fn runs(&self) -> impl Iterator<Item = Run<'a, T>> {
+        let own = self.len - self.prefix;
+        [(self.prefix_start, self.prefix), (self.start, own)]
+            .into_iter()
+            .map(|(row, rows)| Run::new(&self.of, row, rows, self.col))
     }
 }
 
@@ -132,9 +144,9 @@ impl<'a, T, const N: usize> Slices<'a, T> for Queries<'a, '_, T, N> {
         self.block.rows
     }
     #[inline(always)]
-    fn get(&self, at: usize) -> &'a [T] {
-        let (row, col) = (self.block.row[at], self.block.head[at] * self.head_dim);
-        &self.of.data[row * self.of.stride + col..][..self.head_dim]
+    fn runs(&self) -> impl Iterator<Item = Run<'a, T>> {
+        (0..self.block.rows)
+            .map(|r| Run::new(&self.of, self.block.row[r], 1, self.block.head[r] * self.head_dim))
     }
 }
 
@@ -148,22 +160,26 @@ pub fn panels<'a, T: Element, const W: usize>(
     padded: usize,
     out: &mut [[T::Stat; W]],
 ) {
-    for j in 0..rows.len() {
-        let (whole, rest) = rows.get(j)[..d].as_chunks::<W>();
-        let mut at = j;
-        for x in whole {
-            for i in 0..W {
-                out[at][i] = x[i].to_stat() * factor;
+    let mut first = 0;
+    for Run { data, stride, rows } in rows.runs() {
+        for (j, row) in data.chunks(stride.max(1)).take(rows).enumerate() {
+            let (whole, rest) = row[..d].as_chunks::<W>();
+            let mut at = first + j;
+            for x in whole {
+                for i in 0..W {
+                    out[at][i] = x[i].to_stat() * factor;
+                }
+                at += padded;
             }
-            at += padded;
-        }
-        if !rest.is_empty() {
-            let mut y = [T::Stat::ZERO; W];
-            for (y, x) in y.iter_mut().zip(rest) {
-                *y = x.to_stat() * factor;
+            if !rest.is_empty() {
+                let mut y = [T::Stat::ZERO; W];
+                for (y, x) in y.iter_mut().zip(rest) {
+                    *y = x.to_stat() * factor;
+                }
+                out[at] = y;
             }
-            out[at] = y;
         }
+        first += rows;
     }
     for panel in out.chunks_exact_mut(padded) {
         panel[rows.len()..].fill([T::Stat::ZERO; W]);
