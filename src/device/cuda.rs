@@ -132,19 +132,19 @@ impl Cuda {
         let mut mailbox = self.0.mailbox.lock().unwrap_or_else(PoisonError::into_inner);
         let memory = mailbox.of(ERROR_WORDS + to.len())?;
         let mut filled = 0;
-        for place in std::iter::once(&words).chain(places) {
+        let queued = std::iter::once(&words).chain(places).try_for_each(|place| {
             assert!(place.bytes <= ERROR_WORDS + to.len() - filled, "a copy within its memory");
-            // SAFETY: both sides hold the bytes; the mailbox stays until nothing is queued.
-            unsafe {
-                let to = memory.byte_add(filled);
-                let stream = self.0.stream.cu_stream();
+            // SAFETY: both sides hold the bytes, and the mailbox stays until the wait below.
+            let status = unsafe {
+                let (to, stream) = (memory.byte_add(filled), self.0.stream.cu_stream());
                 sys::cuMemcpyDtoHAsync_v2(to, place.address, place.bytes, stream)
-            }
-            .result()
-            .map_err(|e| failed("a copy", e))?;
+            };
             filled += place.bytes;
-        }
-        self.0.stream.synchronize().map_err(|e| failed("what was queued has failed", e))?;
+            status.result()
+        });
+        let waited = self.0.stream.synchronize();
+        queued.map_err(|e| failed("a copy", e))?;
+        waited.map_err(|e| failed("what was queued has failed", e))?;
         // SAFETY: the mailbox holds as much, and nothing writes to it any more.
         let all = unsafe { std::slice::from_raw_parts(memory.cast::<u8>(), filled) };
         let (words, values) = all.split_at(ERROR_WORDS);
