@@ -25,7 +25,8 @@ enum At {
     End,
 }
 
-/// A moment of a run: how often it had waited, and how much it had copied to the host.
+/// A moment of a run: how often it had waited, and how many copies to the host it had queued that a
+/// GPU may wait for.
 type Moment = (At, usize, usize);
 
 /// Takes the moments of a run.
@@ -173,8 +174,9 @@ impl Fixture {
     }
 }
 
-/// Asserts that a run of `steps` steps waited once for each of its `lines`, in which all that it
-/// read was copied, and once to save; and that it copied nothing to the host but then. Gives how often it had waited before its first step.
+/// Asserts that a run of `steps` steps waited once for each of its `lines`, which needed no copy that
+/// is waited for on its own, and once to save; and that it copied nothing to the host but then. Gives
+/// how often it had waited before its first step.
 fn assert_waits(name: &str, moments: &[Moment], steps: usize, lines: usize) -> usize {
     let (_, before, _) = moments[0];
     for pair in moments.windows(2) {
