@@ -62,6 +62,20 @@ impl DataArgs {
         })
     }
 
+    /// [`DataArgs::read`] of a command that reads texts alone.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where a chat template is given.
+    pub fn read_texts(&self, command: &str) -> Result<ReadOptions> {
+        if self.chat_template.is_some() {
+            return Err(Error::Unsupported(format!(
+                "--chat-template: {command} reads texts alone"
+            )));
+        }
+        let (skip_bad_rows, columns) = (self.skip_bad_rows, self.columns()?);
+        Ok(ReadOptions { skip_bad_rows, columns, ..ReadOptions::default() })
+    }
+
     fn columns(&self) -> Result<Vec<(String, String)>> {
         let given = self.columns.as_deref().unwrap_or_default();
         let parts = given.split(',').map(str::trim).filter(|part| !part.is_empty());

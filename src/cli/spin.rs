@@ -70,7 +70,7 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
     let limits = limits(&args.train, folder.config.max_positions);
     // Its pairs are written and read again as texts.
-    let read = ReadOptions { chat: None, ..args.train.data.read(&config.model)? };
+    let read = args.train.data.read_texts("spin")?;
     let options = Options { limits, read, ..Options::default() };
     let open = |path: &Path| Dataset::<Example>::open(path, tokenizer.clone(), &options);
     let sets = std::iter::once(&args.train.dataset_name).chain(&args.train.eval_dataset);
@@ -156,9 +156,10 @@ impl Spin<'_> {
                 self.answer(&before, (2 * iteration + which) as u64, data, &path)?;
             }
         }
-        let open = |name: &str| {
-            Dataset::<Pair>::open(here.join(name), self.tokenizer.clone(), &self.options)
-        };
+        // Whatever the columns of the given file are called.
+        let options = Options { read: ReadOptions::default(), ..self.options.clone() };
+        let open =
+            |name: &str| Dataset::<Pair>::open(here.join(name), self.tokenizer.clone(), &options);
         let paired = |name: &str| -> Result<Paired> {
             Ok(Paired {
                 pairs: open(name)?,

@@ -301,7 +301,8 @@ impl Example {
     ) -> Result<Option<Example>> {
         let given = text.prompt.as_deref().unwrap_or_default();
         let whole = format!("{given}{}", text.completion);
-        let (mut ids, offsets) = tokenizer.encode_with_offsets(&whole)?;
+        let (mut ids, offsets): (Vec<i32>, Vec<Range<usize>>) =
+            tokenizer.encode_with_offsets(&whole)?.into_iter().unzip();
         let first = match &text.prompt {
             Some(prompt) => {
                 let prompt = tokenizer.encode(prompt)?;
@@ -311,9 +312,9 @@ impl Example {
         };
         let mut spans = characters(&whole, learnt).into_iter().peekable();
         let mut mask = Vec::with_capacity(ids.len());
-        for (i, (start, end)) in offsets.into_iter().enumerate() {
-            while spans.next_if(|span| start >= span.end).is_some() {}
-            mask.push(i >= first && spans.peek().is_some_and(|span| end > span.start));
+        for (i, token) in offsets.into_iter().enumerate() {
+            while spans.next_if(|span| token.start >= span.end).is_some() {}
+            mask.push(i >= first && spans.peek().is_some_and(|span| token.end > span.start));
         }
         let excess = ids.len().saturating_sub(limits.max_length.unwrap_or(usize::MAX));
         match limits.truncation {

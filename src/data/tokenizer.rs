@@ -1,6 +1,7 @@
 //! Text to token ids and back, as the model's own tokenizer does it.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -253,10 +254,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<i32>, Vec<(usize, usize)>)> {
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(i32, Range<usize>)>> {
         let encoding = guarded(|| self.inner.encode_char_offsets(text, !self.verbatim))
             .map_err(|e| Error::file(&self.path, format!("tokenising failed: {e}")))?;
-        Ok((self.checked(encoding.get_ids())?, encoding.get_offsets().to_vec()))
+        let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+        Ok(self.checked(encoding.get_ids())?.into_iter().zip(offsets).collect())
     }
 
     /// A completion with EOS at its end, which it may have already.

@@ -8,6 +8,7 @@
 //! Everything is done by what the other commands use, and everything written is what they read.
 
 mod chart;
+mod chat;
 mod config;
 mod files;
 mod frontier;

@@ -121,6 +121,7 @@ impl<'a> Demo<'a> {
         files::rows(&self.dir.join("prompts.jsonl"), rows)?;
         let mut rng = stream(self.config, Draw::Judge);
         super::judge::write(self.dir, &self.prompts, self.config.sentences, &mut rng)?;
+        super::chat::write(self.dir, &corpus)?;
         let (sentences, held_out) = (self.config.sentences, self.held_out.len());
         self.watcher.done(&format!("{sentences} sentences; {held_out} prompts held out"));
         Ok(corpus.iter().map(|row| row.concat()).collect())
@@ -224,6 +225,10 @@ impl<'a> Demo<'a> {
                 return Err(Error::setting("pairs", "samples that differ", "none"));
             }
             counts.push((rows.len(), agree as f64 / rows.len() as f64));
+            if name == "train.jsonl" {
+                let rows = rows.iter().map(super::chat::pair);
+                files::rows(&self.dir.join("chat-pairs.jsonl"), rows)?;
+            }
             files::rows(&self.dir.join(name), rows.into_iter())?;
         }
         let (pairs, accuracy) = (counts[0].0, counts[1].1);

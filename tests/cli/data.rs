@@ -159,3 +159,103 @@ fn instructions_of_every_form() {
     assert_eq!(fixture.weights("completion"), fixture.weights("pairs"));
     assert_ne!(fixture.weights("completion"), fixture.weights("text"));
 }
+
+/// The pairs as conversations, and a template for them.
+fn as_conversations(fixture: &Fixture) -> (String, String) {
+    let said = |role: &str, text: &Value| json!([{"role": role, "content": text}]);
+    let rows: Vec<Value> = pairs(24)
+        .iter()
+        .map(|p| {
+            let [chosen, rejected] = ["chosen", "rejected"].map(|side| said("assistant", &p[side]));
+            json!({"prompt": said("user", &p["prompt"]), "chosen": chosen, "rejected": rejected})
+        })
+        .collect();
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.content }}\
+                    {% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
+    let names = json!({"bos_token": "<s>", "eos_token": "</s>"});
+    fixture.write("model/tokenizer_config.json", names.to_string());
+    (fixture.rows("chat.jsonl", &rows), fixture.write("chat.jinja", template))
+}
+
+#[test]
+fn conversations_become_the_texts_that_their_template_writes() {
+    let fixture = Fixture::new();
+    let (rows, template) = as_conversations(&fixture);
+    let run = fixture.run("dpo", "none", &format!("--dataset {rows}"));
+    run.fails(&["no chat template", "--chat-template FILE"]);
+    // The template writes what is added to texts, so both are learnt alike.
+    let chat = format!("--dataset {rows} --chat-template {template}");
+    for method in ["dpo", "kto", "sft", "reward"] {
+        fixture.train(method, &format!("{method}-texts"), "");
+        fixture.train(method, &format!("{method}-chat"), &chat);
+        let weights = |kind: &str| fixture.weights(&format!("{method}-{kind}"));
+        assert_eq!(weights("texts"), weights("chat"), "{method}");
+    }
+    // What was trained with a template has it, and needs it no more.
+    let saved = std::fs::read_to_string(fixture.path("dpo-chat/chat_template.jinja")).unwrap();
+    assert_eq!(saved, std::fs::read_to_string(template).unwrap());
+    let model = fixture.at("dpo-chat");
+    fixture.train("dpo", "again", &format!("--model {model} --dataset {rows}"));
+    let eval = super::collimate(&format!(
+        "eval --model {model} --reference-model {model} --dataset {rows}"
+    ));
+    assert!(eval.ok() && eval.out.contains("rewards"), "{eval:?}");
+    let sampled = fixture.at("sampled.jsonl");
+    let generate = super::collimate(&format!(
+        "generate --model {model} --prompts {rows} --max-new-tokens 4 --output {sampled}"
+    ));
+    assert!(generate.ok(), "{generate:?}");
+    // The settings are the run's own.
+    let config = fixture.at("dpo-chat/config.yaml");
+    let run =
+        super::collimate(&format!("dpo --config {config} --output-dir {}", fixture.at("same")));
+    assert!(run.ok(), "{run:?}");
+    assert_eq!(fixture.weights("same"), fixture.weights("dpo-chat"));
+    fixture.run("spin", "spin", &format!("--dataset {rows}")).fails(&["reads no conversations"]);
+    fixture.run("spin", "spin", &chat).fails(&["--chat-template", "spin reads texts alone"]);
+    let bad = "--chat-template {%if%}";
+    fixture.run("dpo", "bad", &format!("--dataset {rows} {bad}")).fails(&["chat template"]);
+}
+
+#[test]
+fn sft_learns_what_it_is_told_to() {
+    let fixture = Fixture::new();
+    let (rows, template) = as_conversations(&fixture);
+    let chat = format!("--dataset {rows} --chat-template {template}");
+    let prompts: Vec<Value> =
+        pairs(24).iter().map(|p| json!({"question": p["prompt"], "answer": p["chosen"]})).collect();
+    let columns = format!(
+        "--dataset {} --columns prompt=question,completion=answer",
+        fixture.rows("columns.jsonl", &prompts)
+    );
+    fixture.train("sft", "completion", &columns);
+    fixture.train("sft", "pairs", "");
+    assert_eq!(fixture.weights("completion"), fixture.weights("pairs"));
+    for texts in [&columns, &chat] {
+        fixture.train("sft", "all", &format!("{texts} --completion-only-loss false"));
+        assert_ne!(fixture.weights("completion"), fixture.weights("all"));
+        std::fs::remove_dir_all(fixture.path("all")).unwrap();
+    }
+    let messages: Vec<Value> = pairs(24)
+        .iter()
+        .map(|p| {
+            let said = |role: &str, name: &str| json!({"role": role, "content": p[name]});
+            json!({"messages": [said("user", "prompt"), said("assistant", "chosen")]})
+        })
+        .collect();
+    let messages = fixture.rows("messages.jsonl", &messages);
+    let chat = format!("--dataset {messages} --chat-template {template}");
+    // A conversation of one turn is a prompt and its completion.
+    fixture.train("sft", "assistant", &format!("{chat} --assistant-only-loss"));
+    assert_eq!(fixture.weights("assistant"), fixture.weights("completion"));
+    fixture.train("sft", "whole", &chat);
+    assert_ne!(fixture.weights("whole"), fixture.weights("completion"));
+    let run = fixture.run("sft", "no", &format!("{chat} --completion-only-loss"));
+    run.fails(&["completion_only_loss", "messages"]);
+    let run = fixture.run("sft", "no", &format!("{columns} --assistant-only-loss"));
+    run.fails(&["assistant_only_loss", "as conversations"]);
+    let run = fixture.run("sft", "no", &format!("--dataset {rows} --columns prompt"));
+    run.fails(&["columns", "ours=theirs"]);
+    let run = fixture.run("dpo", "no", "--assistant-only-loss");
+    run.fails(&["--assistant-only-loss"]);
+}

@@ -165,9 +165,34 @@ fn hostile_templates_end_soon_and_stay_small() {
         "{% for i in range(99999) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor %}",
         "{{ '%1000000000d' | format(1) }}",
         "{{ [[[[1]*1000]*1000]*1000]*1000 | tojson }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{% set ns = namespace(a={}) %}{% for i in range(99999) %}{% set ns.a = {'x': ns.a} %}{% endfor %}",
+        "{% set ns = namespace(a=1) %}{% set ns.a = ns %}{{ ns }}",
+        "{% macro f(x) %}{{ f([x, x]) }}{% endmacro %}{{ f(1) }}",
+        "{% macro f(x) %}{{ f(dict(a=x, b=x)) }}{% endmacro %}{{ f(1) }}",
     ] {
         let error = render(source, &[user("a")]).unwrap_err();
         assert!(!error.contains('\n'), "{error:?}");
+    }
+    // Lists that are twice others, and lists in lists, whatever is done with them then.
+    let doubled = "{% set ns = namespace(s=['a']) %}\
+                   {% for i in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}";
+    let towers = "{% set ns = namespace(s=[1], t=[1]) %}{% for i in range(64) %}\
+                  {% set ns.s = [ns.s, ns.s] %}{% set ns.t = [ns.t, ns.t] %}{% endfor %}";
+    for used in [
+        "",
+        "{{ ns.s == ns.t }}",
+        "{{ ns.s | tojson }}",
+        "{{ ns.s | string }}",
+        "{{ ''.join(ns.s) }}",
+    ] {
+        for made in [doubled, towers] {
+            render(&format!("{made}{used}"), &[user("a")]).unwrap_err();
+        }
+    }
+    for source in ["{{ [1] * 3 }}", "{{ ['a'] | batch(1) }}"] {
+        let error = render(source, &[user("a")]).unwrap_err();
+        assert!(error.contains("multiplied") || error.contains("unknown"), "{error}");
     }
     let deep = format!("{}a{}", "{% if 1 %}".repeat(5000), "{% endif %}".repeat(5000));
     let nested = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));

@@ -15,7 +15,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::{clock, json, methods, tags};
+use super::{clock, json, methods, tags, weight};
 
 /// A template longer than this is refused: the longest in use have 30 KB.
 pub const MAX_TEMPLATE_BYTES: usize = 1 << 20;
@@ -93,6 +93,12 @@ impl Engine {
             matches!(value.kind(), Seq | Iterable | String | Map | Undefined)
         });
         environment.add_filter("tojson", json::tojson);
+        weight::add_to(&mut environment);
+        // What Jinja does not have, and what puts lists into lists, which no chat template does.
+        for name in ["batch", "bool", "chain", "groupby", "lines", "slice", "split", "zip"] {
+            environment.remove_filter(name);
+        }
+        environment.remove_global("debug");
         environment.add_function("raise_exception", |message: Value| -> Result<(), Error> {
             let text = message.as_str().map_or_else(|| message.kind().to_string(), String::from);
             Err(Error::new(ErrorKind::InvalidOperation, text))

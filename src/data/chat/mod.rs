@@ -8,6 +8,7 @@
 
 mod clock;
 mod engine;
+mod guards;
 mod json;
 mod messages;
 mod methods;
@@ -15,6 +16,7 @@ mod render;
 mod source;
 mod tags;
 mod values;
+mod weight;
 
 use std::time::SystemTime;
 

@@ -3,8 +3,11 @@
 //! - `{% generation %}` is a call block, as it is in `transformers`.
 //! - A block that is called later (a macro, a call, a generation) sees the namespaces that it only assigns
 //!   to: minijinja gives it those alone that it reads.
+//! - Sums and products are [guarded](super::guards).
 
 use std::collections::BTreeSet;
+
+use super::guards::guard;
 
 /// The function that `{% generation %}` calls.
 pub const FUNCTION: &str = "__generation__";
@@ -19,7 +22,10 @@ pub fn rewrite(source: &str) -> (String, bool) {
     let (mut out, mut marks) = (String::with_capacity(source.len() + 64), false);
     for piece in Pieces::new(source) {
         let Some((at, word)) = word(piece) else {
-            out.push_str(piece);
+            match piece.starts_with("{{") {
+                true => out += &guard(piece),
+                false => out.push_str(piece),
+            }
             continue;
         };
         let (before, after) = (&piece[..at], &piece[at + word.len()..]);
@@ -29,7 +35,8 @@ pub fn rewrite(source: &str) -> (String, bool) {
                 out += &format!("{before}call {FUNCTION}(){after}");
             }
             "endgeneration" => out += &format!("{before}endcall{after}"),
-            _ => out.push_str(piece),
+            "raw" => out.push_str(piece),
+            _ => out += &guard(piece),
         }
         if matches!(word, "generation" | "macro" | "call") {
             // With the same end as the block's own, so that it takes the same line end.
