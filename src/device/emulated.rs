@@ -67,6 +67,11 @@ impl Cuda {
         "emulated on the host"
     }
 
+    /// What a run says of the device.
+    pub(super) fn describe(&self) -> String {
+        "cuda:0, the kernels emulated on the host".into()
+    }
+
     pub(super) fn check_products(&self) -> Result<()> {
         Ok(())
     }
