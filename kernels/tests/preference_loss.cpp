@@ -127,7 +127,7 @@ void check(const Case &c) {
     in_all_orders(label, [&] {
         for (auto *each : {&dw, &dl, &dt, &losses, &cr, &rr, &hits}) each->fill(-7);
         metrics.fill(0.5);
-        const int status = collimate_preference_loss(&batch, &config, workspace.data(), bytes, nullptr);
+        const int status = collimate_preference_loss(&batch, &config, workspace.data(), bytes, stream);
         expect(status == 0, "%s returned %d", label, status);
         std::string text;
         for (auto *each : {&dw, &dl, &dt, &losses, &cr, &rr, &hits}) each->append_to(text);

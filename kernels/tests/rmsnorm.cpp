@@ -32,13 +32,13 @@ void check(const Shape &shape) {
         again.fill(7);
         dweight.fill(0.5f);
         int status = collimate_rmsnorm_forward(out.data(), rstd.data(), nullptr, x.data(), weight.data(), rows, groups, width,
-                                               stride, rstd_stride, 0, stride, eps, dtype, nullptr);
+                                               stride, rstd_stride, 0, stride, eps, dtype, stream);
         status |= collimate_rmsnorm_forward(added.data(), again.data(), residual.data(), x.data(), weight.data(), rows, groups,
-                                            width, stride, rstd_stride, stride, stride, eps, dtype, nullptr);
+                                            width, stride, rstd_stride, stride, stride, eps, dtype, stream);
         for (auto *to : {&dx, &dx_added}) {
             status |= collimate_rmsnorm_backward(to->data(), dweight.data(), dout.data(), x.data(), weight.data(), rstd.data(),
                                                  rows, groups, width, stride, stride, stride, rstd_stride, to == &dx_added,
-                                                 dtype, workspace.data(), workspace.size(), nullptr);
+                                                 dtype, workspace.data(), workspace.size(), stream);
         }
         expect(status == 0, "rmsnorm returned %d", status);
         std::string bytes;
