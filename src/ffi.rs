@@ -22,7 +22,7 @@ use crate::{Error, Plain, Result};
 mod bindings;
 
 /// What tests steer in the emulator: bindings made from `kernels/emulate/control.h`.
-#[cfg(all(test, feature = "emulate"))]
+#[cfg(feature = "emulate")]
 #[allow(
     dead_code,
     missing_docs,

@@ -135,6 +135,38 @@ fn seed(seed: u64) {
 #[cfg(not(feature = "emulate"))]
 fn seed(_seed: u64) {}
 
+/// The names of the kernels that `run` launches, if a CUDA graph could capture it: otherwise the first
+/// call that CUDA forbids there.
+#[cfg(feature = "emulate")]
+pub(crate) fn captured<T>(run: impl FnOnce() -> T) -> (T, Result<Vec<String>, String>) {
+    use crate::ffi::control::*;
+    use std::ffi::CStr;
+    let stream = std::ptr::null_mut();
+    // SAFETY: the stream is the emulator's only one.
+    assert_eq!(unsafe { collimate_emulate_capture_begin(stream) }, 0, "a capture in a capture");
+    let result = run();
+    let (mut count, mut fault) = (0, std::ptr::null());
+    // SAFETY: both pointers are to local variables.
+    let status = unsafe { collimate_emulate_capture_end(stream, &mut count, &mut fault) };
+    if !fault.is_null() {
+        // SAFETY: it is a C string until this thread captures again.
+        return (result, Err(unsafe { CStr::from_ptr(fault) }.to_string_lossy().into()));
+    }
+    assert_eq!(status, 0);
+    let name = |index| {
+        let mut operation = collimate_emulate_operation::default();
+        // SAFETY: it writes to a local variable; names live as long as the program.
+        unsafe {
+            assert_eq!(collimate_emulate_captured(index, &mut operation), 1);
+            match operation.kernel.is_null() {
+                true => "a fill".into(),
+                false => CStr::from_ptr(operation.kernel).to_string_lossy().into_owned(),
+            }
+        }
+    };
+    (result, Ok((0..count).map(name).collect()))
+}
+
 /// The bits of values: NaN equals itself, and 0 is not -0.
 pub(crate) fn bits<T: crate::Plain>(values: &[T]) -> Vec<u8> {
     bytemuck::cast_slice(values).to_vec()
