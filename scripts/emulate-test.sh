@@ -2,7 +2,8 @@
 # Builds the kernels for emulation with their C++ tests and runs them: plain; with multiply-adds fused, as nvcc fuses
 # them; and under each sanitizer. Then checks that each planted bug is caught, and holds the emulated shared library to
 # its header. Objects in target/emulate are kept, and made again where a source, a header or the command has changed.
-# Usage: scripts/emulate-test.sh [plain|contract|address|undefined|thread]...
+# Usage: scripts/emulate-test.sh [plain|contract|address|undefined|thread]...   or library, which builds the shared library
+# (target/emulate/plain/libcollimate.so) and runs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kinds=("$@")
@@ -54,10 +55,10 @@ object() {
     stale+=("$command && echo '$command' >$out.command")
 }
 
-# The objects of a kind's test program.
-objects_of() {
+# The objects of a kind's kernels, and of what executes them.
+kernels_of() {
     local kind=$1 out=$root/$1 source sanitizer
-    mkdir -p "$out" "$root/tests"
+    mkdir -p "$out"
     objects=()
     sanitizer=$(sanitizer_of "$kind")
     # the scheduler is told of the sanitizer but never compiled with it
@@ -65,7 +66,17 @@ objects_of() {
         object "$out/$(basename "$source").o" "$source" -O2 -ffp-contract=off \
             ${sanitizer:+-DCOLLIMATE_SANITIZE_${sanitizer^^}=1}
     done
-    for source in kernels/*.cu "${own_kernels[@]}"; do
+    for source in kernels/*.cu; do
+        object "$out/$(basename "$source").o" "$source" $(flags_of "$kind")
+    done
+}
+
+# The objects of a kind's test program.
+objects_of() {
+    local kind=$1 out=$root/$1 source
+    kernels_of "$kind"
+    mkdir -p "$root/tests"
+    for source in "${own_kernels[@]}"; do
         object "$out/$(basename "$source").o" "$source" $(flags_of "$kind")
     done
     for source in kernels/tests/*.cpp; do
@@ -79,10 +90,20 @@ link() {
     sanitizer=$(sanitizer_of "$kind")
     objects_of "$kind"
     "$cxx" ${sanitizer:+"-fsanitize=$sanitizer"} "${objects[@]}" -lpthread -o "$root/$kind/test"
-    if [ "$kind" = plain ]; then
-        "$cxx" -shared $(printf '%s\n' "${objects[@]}" | grep -E '\.cu\.o$|/machine\.cpp\.o$') -lpthread \
-            -o "$root/plain/libcollimate.so"
-    fi
+    if [ "$kind" = plain ]; then link_library; fi
+}
+
+link_library() {
+    kernels_of plain
+    "$cxx" -shared $(printf '%s\n' "${objects[@]}" | grep -E '\.cu\.o$|/machine\.cpp\.o$') -lpthread \
+        -o "$root/plain/libcollimate.so"
+}
+
+# Makes the objects that are not fresh, those that take longest first, so that no job ends up alone with one.
+make_stale() {
+    if [ ${#stale[@]} -eq 0 ]; then return; fi
+    { printf '%s\0' "${stale[@]}" | grep -zE '/(attention|token_logprobs)\.' || true
+      printf '%s\0' "${stale[@]}" | grep -zvE '/(attention|token_logprobs)\.' || true; } | xargs -0 -P "$jobs" -I{} sh -c '{}'
 }
 
 # The planted bugs that each kind must catch, and the words it must say.
@@ -118,6 +139,12 @@ test_kind() {
     return $failed
 }
 
+if [ "${kinds[*]}" = library ]; then
+    kernels_of plain
+    make_stale
+    link_library
+    exit
+fi
 if [[ " ${kinds[*]} " = *" contract "* ]] && ! has_fma; then
     echo "skipped contract: this processor has no fused multiply-add, or $cxx no -mfma"
     kept=()
@@ -125,11 +152,7 @@ if [[ " ${kinds[*]} " = *" contract "* ]] && ! has_fma; then
     kinds=("${kept[@]}")
 fi
 for kind in "${kinds[@]}"; do objects_of "$kind"; done
-if [ ${#stale[@]} -gt 0 ]; then
-    # the longest first, so that no job ends up alone with one
-    { printf '%s\0' "${stale[@]}" | grep -zE '/(attention|token_logprobs)\.' || true
-      printf '%s\0' "${stale[@]}" | grep -zvE '/(attention|token_logprobs)\.' || true; } | xargs -0 -P "$jobs" -I{} sh -c '{}'
-fi
+make_stale
 for kind in "${kinds[@]}"; do link "$kind"; done
 echo "built in $SECONDS s: ${#stale[@]} objects"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: format, lints, docs, tests, and every kernel executed in emulation,
-# plain and under the sanitizers. Needs Rust and g++. Where nvcc is found, scripts/cuda-test.sh runs too; COLLIMATE_CUDA=require
-# makes it a failure that there is none.
+# plain and under the sanitizers, and what gpu/run.sh promises. Needs Rust, g++ and python3. Where nvcc is found,
+# scripts/cuda-test.sh runs too; COLLIMATE_CUDA=require makes it a failure that there is none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,6 +22,7 @@ part tests cargo test --release --features emulate
 # The binary that people build has no kernels.
 part "the demo" cargo run --release -- demo --output-dir "$(mktemp -d)/demo"
 part kernels scripts/emulate-test.sh
+part "the measuring folder" scripts/run-test.sh
 if [ "${COLLIMATE_CUDA:-}" = require ] || scripts/nvcc.sh >/dev/null; then
     part CUDA scripts/cuda-test.sh
 fi

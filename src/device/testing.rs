@@ -173,12 +173,66 @@ pub(crate) fn bits<T: crate::Plain>(values: &[T]) -> Vec<u8> {
 }
 
 /// The tests of devices and no others, under one name for compute-sanitizer.
+///
+/// Under it a test takes many times as long, so there is a choice. `COLLIMATE_DEVICE_TESTS` lists parts of names, by
+/// commas: those tests run, in that order. `COLLIMATE_DEVICE_TESTS_SECONDS`: none is begun later than that.
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 #[test]
 fn every_device_test() {
-    let tests: Vec<_> = inventory::iter::<Registered>.into_iter().collect();
+    let tests: Vec<&DeviceTest> =
+        inventory::iter::<Registered>.into_iter().map(|Registered(test)| *test).collect();
     assert!(!tests.is_empty(), "no test of a device is linked");
-    tests.iter().for_each(|Registered(test)| test.assert());
+    let parts = std::env::var("COLLIMATE_DEVICE_TESTS").unwrap_or_default();
+    let seconds = std::env::var("COLLIMATE_DEVICE_TESTS_SECONDS");
+    let limit = seconds.map_or(f64::INFINITY, |text| text.parse().expect("a number of seconds"));
+    let begin = std::time::Instant::now();
+    for test in chosen(tests, &parts) {
+        let before = begin.elapsed().as_secs_f64();
+        if before > limit {
+            println!("left out, {limit} s are over: {}", test.name);
+            continue;
+        }
+        test.assert();
+        println!("{:.2} s: {}", begin.elapsed().as_secs_f64() - before, test.name);
+    }
+}
+
+/// The tests whose names contain one of `parts`, separated by commas, in their order; of no parts, all.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+fn chosen<'a>(tests: Vec<&'a DeviceTest>, parts: &str) -> Vec<&'a DeviceTest> {
+    if parts.is_empty() {
+        return tests;
+    }
+    let mut found: Vec<&DeviceTest> = Vec::new();
+    for part in parts.split(',') {
+        let named = tests.iter().filter(|test| test.name.contains(part)).copied();
+        let named: Vec<_> = named.collect();
+        assert!(!named.is_empty(), "COLLIMATE_DEVICE_TESTS: no test's name contains {part:?}");
+        for test in named {
+            if !found.iter().any(|known| std::ptr::eq(*known, test)) {
+                found.push(test);
+            }
+        }
+    }
+    found
+}
+
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+#[test]
+fn tests_are_chosen_by_parts_of_their_names() {
+    static TESTS: [DeviceTest; 3] = [
+        DeviceTest::new("ops::a::one", |_| ()),
+        DeviceTest::new("ops::b::two", |_| ()),
+        DeviceTest::new("ops::a::three", |_| ()),
+    ];
+    let names = |parts| {
+        let names = chosen(TESTS.iter().collect(), parts).into_iter().map(|test| test.name);
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names(""), ["ops::a::one", "ops::b::two", "ops::a::three"]);
+    assert_eq!(names("three,ops::a,two"), ["ops::a::three", "ops::a::one", "ops::b::two"]);
+    let unknown = std::panic::catch_unwind(|| names("two,four"));
+    assert!(unknown.is_err(), "a part that no name has was passed over");
 }
 
 /// Runs every device test that has not run yet, then asks the emulator what was launched.
