@@ -28,8 +28,8 @@ pub struct MachineArgs {
     /// weights), f32 on the CPU
     #[arg(long, alias = "torch-dtype", default_value = "auto")]
     pub dtype: DtypeName,
-    /// Never cut the sums of a matrix product by how many rows are computed together (no split-K on
-    /// cuda); the CPU never does
+    /// Give each row of a matrix product the same bits however many rows are computed with it: on cuda
+    /// no split-K, and one algorithm for any number of rows; the CPU always does
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     pub batch_invariant: bool,
     /// Threads of the CPU device [default: all]
