@@ -32,6 +32,7 @@ int main(int count, char **arguments) {
         const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
         std::printf("%-16s %9d checks, %d failed, %.1f s\n", each.name, test::checks - checks, test::failures - before,
                     spent.count());
+        std::fflush(stdout);
     }
     if (count < 2) {
         for (const auto *kernel = collimate::emulate::kernels(); kernel; kernel = kernel->next) {
