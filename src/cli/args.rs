@@ -94,7 +94,7 @@ impl MachineArgs {
             DeviceName::Auto => Device::Cpu,
         };
         if let Some(description) = device.describe() {
-            eprintln!("device: {description}");
+            eprintln!("note: computing on {description}");
         }
         if self.batch_invariant {
             device.be_batch_invariant();
