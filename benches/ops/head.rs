@@ -39,6 +39,7 @@ fn head<T: Element<Stat = f32>>(bench: &mut Bench<'_>, rows: usize, vocab: usize
             qkv_bias: false,
             qk_norm: false,
             max_positions: 256,
+            padding: None,
         };
         let (decoder, table) = Decoder::new(config).expect("a shape");
         let mut weights = Weights::<T>::zeros(device, &table).expect("memory");

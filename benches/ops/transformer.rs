@@ -130,7 +130,7 @@ fn table<T: Element>(bench: &mut Bench<'_>, rows: usize, vocab: usize, hidden: u
         let mut dtable = Tensor::<T::Stat>::zeros(device, vocab, hidden).expect("memory");
         move |i| {
             let dout = dout[i % dout.len()].view();
-            embedding::backward(dout, tokens.view(), dtable.view_mut()).expect("tokens");
+            embedding::backward(dout, tokens.view(), dtable.view_mut(), None).expect("tokens");
         }
     });
 }

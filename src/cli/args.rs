@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::chat::DataArgs;
 use crate::train::{Resume, Schedule, TrainConfig, Warmup, scaled_learning_rate};
 use crate::{DType, Device, Error, Result};
 
@@ -203,9 +204,8 @@ pub struct TrainArgs {
     /// Which end of a sequence that is too long stays
     #[arg(long, default_value = "keep_start")]
     pub truncation_mode: TruncationName,
-    /// Skip and count rows of the data that are wrong, instead of stopping
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
-    pub skip_bad_rows: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
     /// Seeds every generator
     #[arg(long, default_value_t = 42, value_name = "N")]
     pub seed: u64,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::{MachineArgs, truth};
+use super::chat::DataArgs;
 use super::judge::JudgeArgs;
 use super::progress::Progress;
 use super::rewards::ProgramArgs;
@@ -68,9 +69,8 @@ pub struct Args {
     /// Prompts that pass through a model together, with all of their answers
     #[arg(long, default_value_t = 8, value_name = "N")]
     per_device_eval_batch_size: usize,
-    /// Skip and count rows of the data that are wrong, instead of stopping
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
-    skip_bad_rows: bool,
+    #[command(flatten)]
+    data: DataArgs,
     #[command(flatten)]
     sampling: SampleArgs,
     /// Seeds the draws
@@ -124,6 +124,12 @@ impl Args {
         Batching { prompts: self.per_device_eval_batch_size, max_length: self.max_length }
     }
 
+    /// How files are read: conversations by the template of the policy, or else of the reward model.
+    fn read(&self) -> Result<ReadOptions> {
+        let folder = self.model_name_or_path.as_ref().or(self.reward_model.as_ref());
+        self.data.read(folder.map_or(Path::new("."), PathBuf::as_path))
+    }
+
     /// The policy, and the reference where there is one.
     fn policies(
         &self,
@@ -156,7 +162,7 @@ impl Args {
             return expected("reward_model", "a --reward-model whose scores --output is to hold");
         }
         let device = self.machine.device()?;
-        let table = Table::read(path, &ReadOptions { skip_bad_rows: self.skip_bad_rows })?;
+        let table = Table::read(path, &self.read()?)?;
         if table.skipped.rows > 0 {
             let first = table.skipped.first.join("; ");
             progress.note(&format!("skipped {} bad rows: {first}", table.skipped.rows));
@@ -212,14 +218,14 @@ impl Args {
         }
         let device = self.machine.device()?;
         let (model, reference) = self.policies(model, &device)?;
-        let read = ReadOptions { skip_bad_rows: self.skip_bad_rows };
+        let read = self.read()?;
         progress.label("sampling");
-        let (asked, own) = self.samples(&model, path, read, progress)?;
+        let (asked, own) = self.samples(&model, path, &read, progress)?;
         into.count("prompts", asked.len(), "");
         let tokens: Vec<f64> = own.iter().map(|s| s.completion.len() as f64).collect();
         into.mean("completion_tokens", &tokens, "");
         let other = match &reference {
-            Some(reference) => Some(self.samples(reference, path, read, progress)?.1),
+            Some(reference) => Some(self.samples(reference, path, &read, progress)?.1),
             None => None,
         };
         if let Some(other) = other.as_ref().filter(|other| other.len() != own.len()) {
@@ -255,6 +261,7 @@ impl Args {
                 prompt: asked[i].text.clone(),
                 answers: sides.iter().map(|texts| texts[i].clone()).collect(),
                 ranks: None,
+                rendered: false,
                 line: 0,
             })
             .collect();
@@ -291,7 +298,7 @@ impl Args {
         &self,
         model: &LanguageModel,
         path: &Path,
-        read: ReadOptions,
+        read: &ReadOptions,
         progress: &mut Progress,
     ) -> Result<(Vec<Asked>, Vec<Sample>)> {
         let decoder = &model.policy.decoder;

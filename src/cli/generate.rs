@@ -7,6 +7,7 @@ use half::bf16;
 use serde_json::json;
 
 use super::args::ModelArgs;
+use super::chat::DataArgs;
 use super::rewards::RewardArgs;
 use crate::data::{Dataset, Limits, Options, Prompt, Tokenizer, Truncation};
 use crate::generate::{GenerateOptions, Sampling, generate};
@@ -41,6 +42,8 @@ pub struct Args {
     /// [default: keep all]
     #[arg(long, value_name = "N", conflicts_with = "num_return_sequences")]
     best_of: Option<usize>,
+    #[command(flatten)]
+    data: DataArgs,
     #[command(flatten)]
     reward: RewardArgs,
     /// New tokens at most
@@ -198,6 +201,7 @@ fn prompts(
     let max_length = Some(folder.config.max_positions - 1);
     let options = Options {
         limits: Limits { max_length, truncation: Truncation::KeepEnd },
+        read: args.data.read(&args.model.model_name_or_path)?,
         ..Options::default()
     };
     let dataset = Dataset::<Prompt>::open(path, tokenizer.clone(), &options)?;

@@ -1,6 +1,7 @@
 //! The command line: flags and YAML to configurations, configurations to runs.
 
 mod args;
+mod chat;
 mod claim;
 mod demo;
 mod dpo;

@@ -57,13 +57,13 @@ pub fn run(args: Args) -> Result<()> {
     let device = args.machine.device()?;
     let judge = args.judging.open(&args.judge, &device)?;
     let mut progress = Progress::new()?;
-    let read = ReadOptions { skip_bad_rows: args.skip_bad_rows };
+    let read = ReadOptions { skip_bad_rows: args.skip_bad_rows, ..ReadOptions::default() };
     let (pairs, labelled) = match &args.model_name_or_path {
         Some(model) => {
             let sampler = Sampler::open(model, &args.sampling, args.seed, &device)?;
-            (sampled(&sampler, &args.dataset_name, read, &mut progress)?, false)
+            (sampled(&sampler, &args.dataset_name, &read, &mut progress)?, false)
         }
-        None => (from_file(&args.dataset_name, read, &mut progress)?, true),
+        None => (from_file(&args.dataset_name, &read, &mut progress)?, true),
     };
     let mut count = Count::default();
     let mut lines = String::new();
@@ -105,8 +105,8 @@ fn compare(judge: &Judge, pairs: &[&PairText]) -> Result<Vec<Comparison>> {
 }
 
 /// The pairs of a file.
-fn from_file(path: &Path, read: ReadOptions, progress: &mut Progress) -> Result<Vec<PairText>> {
-    let table = Table::read(path, &read)?;
+fn from_file(path: &Path, read: &ReadOptions, progress: &mut Progress) -> Result<Vec<PairText>> {
+    let table = Table::read(path, read)?;
     if table.skipped.rows > 0 {
         let first = table.skipped.first.join("; ");
         progress.note(&format!("skipped {} bad rows: {first}", table.skipped.rows));
@@ -127,7 +127,7 @@ fn from_file(path: &Path, read: ReadOptions, progress: &mut Progress) -> Result<
 fn sampled(
     sampler: &Sampler,
     path: &Path,
-    read: ReadOptions,
+    read: &ReadOptions,
     progress: &mut Progress,
 ) -> Result<Vec<PairText>> {
     let prompts = sampler.prompts(path, read)?;

@@ -89,7 +89,7 @@ impl Sampler {
     }
 
     /// The prompts of a file, the ends of those that are too long.
-    pub fn prompts(&self, path: &Path, read: ReadOptions) -> Result<Vec<Asked>> {
+    pub fn prompts(&self, path: &Path, read: &ReadOptions) -> Result<Vec<Asked>> {
         prompts(path, read, &self.tokenizer, self.decoder.config().max_positions)
     }
 
@@ -104,12 +104,12 @@ impl Sampler {
 /// The prompts of a file, for a model that reads `limit` tokens; the ends of those that are too long.
 pub fn prompts(
     path: &Path,
-    read: ReadOptions,
+    read: &ReadOptions,
     tokenizer: &Arc<Tokenizer>,
     limit: usize,
 ) -> Result<Vec<Asked>> {
     let limits = Limits { max_length: Some(limit - 1), truncation: Truncation::KeepEnd };
-    let options = Options { limits, read, ..Options::default() };
+    let options = Options { limits, read: read.clone(), ..Options::default() };
     let data = Dataset::<Prompt>::open(path, tokenizer.clone(), &options)?;
     (0..data.len())
         .map(|i| {

@@ -1,4 +1,4 @@
-use super::args::TrainArgs;
+use super::args::{TrainArgs, truth};
 use super::train::Run;
 use super::yaml::Given;
 use crate::Result;
@@ -6,17 +6,26 @@ use crate::data::Example;
 use crate::train::Method;
 use crate::train::methods::Sft;
 
-/// Rows of `prompt, completion`, of `instruction, input, output`, of `text`, or of pairs, whose
-/// chosen answer is the completion.
+/// Rows of `prompt, completion`, of `messages`, of `instruction, input, output`, of `text`, or of pairs,
+/// whose chosen answer is the completion.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
+    /// Of rows with a prompt and a completion, learn the completion alone; false: both
+    /// [default: true where there is a completion]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    completion_only_loss: Option<bool>,
+    /// Of conversations, learn every turn of the assistant and nothing else
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    assistant_only_loss: bool,
 }
 
 /// Runs `collimate sft`.
 pub fn run(args: Args, given: &Given) -> Result<()> {
     let mut run = Run::new(&args.train, given)?;
+    run.read.assistant_only = args.assistant_only_loss;
+    run.completion_only = args.completion_only_loss;
     let (train, held_out) = run.datasets::<Example>(false)?;
     let method = Sft { examples: train };
     let held_out = held_out.map(|examples| Sft { examples });

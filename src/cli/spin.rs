@@ -69,7 +69,8 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let folder = ModelFolder::open(&config.model)?;
     let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
     let limits = limits(&args.train, folder.config.max_positions);
-    let read = ReadOptions { skip_bad_rows: args.train.skip_bad_rows };
+    // Its pairs are written and read again as texts.
+    let read = ReadOptions { chat: None, ..args.train.data.read(&config.model)? };
     let options = Options { limits, read, ..Options::default() };
     let open = |path: &Path| Dataset::<Example>::open(path, tokenizer.clone(), &options);
     let sets = std::iter::once(&args.train.dataset_name).chain(&args.train.eval_dataset);

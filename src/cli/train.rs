@@ -34,6 +34,10 @@ pub struct Run<'a> {
     pub folder: ModelFolder,
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
+    /// How rows are read.
+    pub read: ReadOptions,
+    /// What is learnt of a text to imitate that has a prompt.
+    pub completion_only: Option<bool>,
     /// Tokens that the model will put behind what is read.
     pub to_come: usize,
     progress: Progress,
@@ -46,15 +50,31 @@ impl<'a> Run<'a> {
     pub fn new(args: &'a TrainArgs, given: &'a Given) -> Result<Self> {
         let (device, dtype) = args.model.machine.open()?;
         let mut config = args.config(&given.command, &device)?;
-        let folder = ModelFolder::open(&config.model)?;
+        let mut folder = ModelFolder::open(&config.model)?;
         let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
+        let read = args.data.read(&config.model)?;
+        if let Some(text) = read.chat.as_ref().map(|chat| chat.given()).transpose()?.flatten() {
+            folder = folder.with_chat_template(text);
+        }
         let mut progress = Progress::new()?;
         if let Some((rate, said)) = args.default_rate(&given.command, folder.config.hidden) {
             config.learning_rate = rate;
             said.iter().for_each(|said| progress.note(said));
         }
-        let (to_come, score) = (0, None);
-        Ok(Run { args, given, config, device, dtype, folder, tokenizer, to_come, progress, score })
+        Ok(Run {
+            args,
+            given,
+            config,
+            device,
+            dtype,
+            folder,
+            tokenizer,
+            read,
+            completion_only: None,
+            to_come: 0,
+            progress,
+            score: None,
+        })
     }
 
     /// Puts a score in the place of the language head.
@@ -81,6 +101,11 @@ impl<'a> Run<'a> {
         let train = self.open(&args.dataset_name, unpair)?;
         let held_out =
             args.eval_dataset.as_deref().map(|path| self.open(path, unpair)).transpose()?;
+        if self.read.chat.as_ref().is_some_and(|chat| chat.asked_time()) {
+            self.note(
+                "the chat template writes the time into its texts: another day's run has other bytes",
+            );
+        }
         Ok((train, held_out))
     }
 
@@ -89,11 +114,8 @@ impl<'a> Run<'a> {
         let limit = self.folder.config.max_positions;
         let mut limits = limits(self.args, limit);
         limits.max_length = limits.max_length.map(|most| most.saturating_sub(self.to_come));
-        let options = Options {
-            limits,
-            unpair,
-            read: ReadOptions { skip_bad_rows: self.args.skip_bad_rows },
-        };
+        let (completion_only, read) = (self.completion_only, self.read.clone());
+        let options = Options { limits, unpair, completion_only, read };
         let dataset = Dataset::open(path, self.tokenizer.clone(), &options)?;
         let path = path.display();
         let (dropped, skipped) = (dataset.dropped(), dataset.skipped());

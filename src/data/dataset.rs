@@ -14,9 +14,8 @@ use std::sync::{Arc, OnceLock};
 use rayon::prelude::*;
 
 use super::examples::{Example, Limits, Pair, Prompt, Truncation, Unpaired};
-use super::formats::{
-    ExampleText, PairText, ReadOptions, Record, Row, Skipped, Table, UnpairedText,
-};
+use super::formats::{Format, Record};
+use super::table::{ReadOptions, Row, Skipped, Table};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -48,7 +47,7 @@ pub trait Item: sealed::Sealed + Sized + Send + Sync + 'static {
 
     /// All texts, in the order of the dataset; none where the format does not fit.
     #[doc(hidden)]
-    fn texts(rows: Vec<Row>, _unpair: bool) -> Option<Vec<(usize, Self::Text)>> {
+    fn texts(rows: Vec<Row>, _options: &Options) -> Option<Vec<(usize, Self::Text)>> {
         rows.into_iter().map(|row| Some((row.line, Self::text(row.record)?))).collect()
     }
 
@@ -56,7 +55,7 @@ pub trait Item: sealed::Sealed + Sized + Send + Sync + 'static {
     #[doc(hidden)]
     fn parts(text: &Self::Text) -> (&str, Vec<&str>);
 
-    /// Whether there is nothing in it, however short it is.
+    /// Whether there may be nothing in it, however short it is.
     #[doc(hidden)]
     fn hollow(_text: &Self::Text) -> bool {
         false
@@ -74,7 +73,7 @@ pub trait Item: sealed::Sealed + Sized + Send + Sync + 'static {
 }
 
 /// How a dataset is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How long a sequence may be.
     pub limits: Limits,
@@ -82,6 +81,9 @@ pub struct Options {
     /// so that the two answers of a prompt are not neighbours. A pair's `margin`, `weight` and
     /// `target_prob` have no meaning there and are left out.
     pub unpair: bool,
+    /// Of a text to imitate with a prompt, learn the completion alone, or all of it. A row without a
+    /// prompt cannot be asked for its completion.
+    pub completion_only: Option<bool>,
     /// How the file is read.
     pub read: ReadOptions,
 }
@@ -150,8 +152,15 @@ impl<T: Item> Dataset<T> {
         if let Some(max @ 0..2) = limits.max_length {
             return Err(Error::setting("max_length", "a number of at least 2", max));
         }
-        let Table { path, format, rows, skipped } = table;
-        let texts = T::texts(rows, options.unpair).ok_or_else(|| {
+        let Table { path, format, rendered, rows, skipped } = table;
+        let tokenizer = if rendered { Arc::new(tokenizer.verbatim()) } else { tokenizer };
+        let no_prompt = matches!(format, Format::Text | Format::Messages);
+        if options.completion_only == Some(true) && no_prompt {
+            let expected = "rows with a prompt and a completion, of which the completion is learnt";
+            let got = format!("rows of {}", format.fields());
+            return Err(Error::setting("completion_only_loss", expected, got));
+        }
+        let texts = T::texts(rows, options).ok_or_else(|| {
             let got = format.fields();
             Error::file(&path, format!("expected rows of {}, got rows of {got}", T::ACCEPTS))
         })?;
@@ -277,6 +286,11 @@ fn may_be_dropped<T: Item>(text: &T::Text, tokenizer: &Tokenizer, limits: &Limit
     if !T::never_empty(tokenizer) || T::hollow(text) {
         return true;
     }
+    // Nothing is added to a text that the tokenizer may take to be empty.
+    let blank = |text: &&str| text.trim().is_empty();
+    if tokenizer.is_verbatim() && T::parts(text).1.iter().any(blank) {
+        return true;
+    }
     let reaches = |text: &str, max: usize| tokenizer.at_most(text).is_none_or(|most| most >= max);
     match (limits.max_length, limits.truncation) {
         (None, _) | (_, Truncation::KeepEnd) => false,
@@ -291,130 +305,4 @@ fn may_be_dropped<T: Item>(text: &T::Text, tokenizer: &Tokenizer, limits: &Limit
 
 fn at_row(path: &Path, line: usize, error: &Error) -> Error {
     Error::Data { path: path.into(), line, field: "-".into(), message: error.to_string() }
-}
-
-impl Item for Pair {
-    type Text = PairText;
-    const ACCEPTS: &'static str =
-        "prompt, chosen, rejected | chosen, rejected | prompt, responses, probabilities";
-
-    fn text(record: Record) -> Option<PairText> {
-        match record {
-            Record::Pair(pair) => Some(pair),
-            _ => None,
-        }
-    }
-
-    /// Every pair of the answers of a row that has several.
-    fn texts(rows: Vec<Row>, _: bool) -> Option<Vec<(usize, PairText)>> {
-        let mut all = Vec::with_capacity(rows.len());
-        for Row { line, record } in rows {
-            match record {
-                Record::Candidates(text) => {
-                    all.extend(text.pairs().into_iter().map(|pair| (line, pair)));
-                }
-                record => all.push((line, Self::text(record)?)),
-            }
-        }
-        Some(all)
-    }
-
-    fn parts(text: &PairText) -> (&str, Vec<&str>) {
-        (&text.prompt, vec![&text.chosen, &text.rejected])
-    }
-
-    fn make(text: &PairText, line: usize, with: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
-        Pair::tokenise(text, line, with, to)
-    }
-}
-
-impl Item for Unpaired {
-    type Text = UnpairedText;
-    const ACCEPTS: &'static str = "prompt, completion, label | pairs that are to be unpaired";
-
-    fn text(record: Record) -> Option<UnpairedText> {
-        match record {
-            Record::Unpaired(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    fn texts(rows: Vec<Row>, unpair: bool) -> Option<Vec<(usize, UnpairedText)>> {
-        if !unpair || rows.iter().any(|row| !matches!(row.record, Record::Pair(_))) {
-            return rows.into_iter().map(|row| Some((row.line, Self::text(row.record)?))).collect();
-        }
-        let mut all = Vec::with_capacity(2 * rows.len());
-        let mut later = Vec::with_capacity(rows.len());
-        for row in rows {
-            let Record::Pair(pair) = row.record else { continue };
-            let prompt = pair.prompt.clone();
-            let good = UnpairedText { prompt, completion: pair.chosen, desirable: true };
-            let bad =
-                UnpairedText { prompt: pair.prompt, completion: pair.rejected, desirable: false };
-            all.push((row.line, good));
-            later.push((row.line, bad));
-        }
-        all.append(&mut later);
-        Some(all)
-    }
-
-    fn parts(text: &UnpairedText) -> (&str, Vec<&str>) {
-        (&text.prompt, vec![&text.completion])
-    }
-
-    fn make(text: &UnpairedText, line: usize, t: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
-        Unpaired::tokenise(text, line, t, to)
-    }
-}
-
-impl Item for Example {
-    type Text = ExampleText;
-    const ACCEPTS: &'static str =
-        "prompt, completion | instruction, input, output | text | pairs, whose chosen is learnt";
-
-    fn text(record: Record) -> Option<ExampleText> {
-        match record {
-            Record::Example(text) => Some(text),
-            Record::Pair(pair) => {
-                Some(ExampleText { prompt: Some(pair.prompt), completion: pair.chosen })
-            }
-            _ => None,
-        }
-    }
-
-    fn parts(text: &ExampleText) -> (&str, Vec<&str>) {
-        (text.prompt.as_deref().unwrap_or_default(), vec![&text.completion])
-    }
-
-    fn make(text: &ExampleText, line: usize, t: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
-        Example::tokenise(text, line, t, to)
-    }
-}
-
-impl Item for Prompt {
-    type Text = String;
-    const ACCEPTS: &'static str = "prompt, or of any format that has one";
-
-    fn text(record: Record) -> Option<String> {
-        match record {
-            Record::Prompt(prompt) => Some(prompt),
-            Record::Pair(pair) => Some(pair.prompt),
-            Record::Ranked(text) => Some(text.prompt),
-            Record::Candidates(text) => Some(text.prompt),
-            Record::Unpaired(text) => Some(text.prompt),
-            Record::Example(text) => text.prompt,
-        }
-    }
-
-    fn parts(text: &String) -> (&str, Vec<&str>) {
-        (text, vec![])
-    }
-
-    fn never_empty(tokenizer: &Tokenizer) -> bool {
-        tokenizer.adds_bos()
-    }
-
-    fn make(text: &String, line: usize, with: &Tokenizer, to: &Limits) -> Result<Option<Self>> {
-        Prompt::tokenise(text, line, with, to)
-    }
 }

@@ -1,5 +1,6 @@
 //! Tokenised examples, truncated as TRL truncates them.
 
+use std::ops::Range;
 use std::str::FromStr;
 
 use super::formats::{ExampleText, PairText, UnpairedText};
@@ -172,7 +173,7 @@ impl Unpaired {
                 let mut prompt = batch[i].whole().0.to_vec();
                 let mut completion = before.whole().1.to_vec();
                 limits.apply(&mut prompt, &mut completion);
-                Example { prompt, completion, line: batch[i].line }
+                Example { prompt, completion, learnt: None, line: batch[i].line }
             })
             .collect()
     }
@@ -185,6 +186,9 @@ pub struct Example {
     pub prompt: Vec<i32>,
     /// The completion.
     pub completion: Vec<i32>,
+    /// Which tokens of the completion are learnt, where not all of them are: the others are what is said
+    /// between two turns of the assistant.
+    pub learnt: Option<Vec<bool>>,
     /// The line of the file it came from.
     pub line: usize,
 }
@@ -262,7 +266,7 @@ impl Unpaired {
 }
 
 impl Example {
-    /// Tokenises and truncates; none where truncation leaves nothing of the completion.
+    /// Tokenises and truncates; none where truncation leaves nothing that is learnt.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -272,6 +276,9 @@ impl Example {
         tokenizer: &Tokenizer,
         limits: &Limits,
     ) -> Result<Option<Example>> {
+        if let Some(learnt) = &text.learnt {
+            return Self::in_part(text, learnt, line, tokenizer, limits);
+        }
         let (mut prompt, mut completion) = match &text.prompt {
             Some(prompt) => {
                 let (prompt, [completion]) = tokenizer.completions(prompt, [&text.completion])?;
@@ -280,8 +287,63 @@ impl Example {
             None => (Vec::new(), tokenizer.encode(&tokenizer.ended(&text.completion))?),
         };
         let left = limits.apply(&mut prompt, &mut completion);
-        Ok(left.then_some(Example { prompt, completion, line }))
+        Ok(left.then_some(Example { prompt, completion, learnt: None, line }))
     }
+
+    /// An example of which these bytes are learnt, where they are of the completion. As in `transformers`,
+    /// a token is learnt of which any character is.
+    fn in_part(
+        text: &ExampleText,
+        learnt: &[Range<usize>],
+        line: usize,
+        tokenizer: &Tokenizer,
+        limits: &Limits,
+    ) -> Result<Option<Example>> {
+        let given = text.prompt.as_deref().unwrap_or_default();
+        let whole = format!("{given}{}", text.completion);
+        let (mut ids, offsets) = tokenizer.encode_with_offsets(&whole)?;
+        let first = match &text.prompt {
+            Some(prompt) => {
+                let prompt = tokenizer.encode(prompt)?;
+                prompt.iter().zip(&ids).take_while(|(a, b)| a == b).count()
+            }
+            None => 0,
+        };
+        let mut spans = characters(&whole, learnt).into_iter().peekable();
+        let mut mask = Vec::with_capacity(ids.len());
+        for (i, (start, end)) in offsets.into_iter().enumerate() {
+            while spans.next_if(|span| start >= span.end).is_some() {}
+            mask.push(i >= first && spans.peek().is_some_and(|span| end > span.start));
+        }
+        let excess = ids.len().saturating_sub(limits.max_length.unwrap_or(usize::MAX));
+        match limits.truncation {
+            _ if excess == 0 => {}
+            Truncation::Drop => return Ok(None),
+            Truncation::KeepStart => {
+                ids.truncate(ids.len() - excess);
+                mask.truncate(ids.len());
+            }
+            Truncation::KeepEnd => {
+                ids.drain(..excess);
+                mask.drain(..excess);
+            }
+        }
+        let Some(from) = mask.iter().position(|&learnt| learnt) else { return Ok(None) };
+        let (completion, mask) = (ids.split_off(from), mask.split_off(from));
+        let learnt = mask.contains(&false).then_some(mask);
+        Ok(Some(Example { prompt: ids, completion, learnt, line }))
+    }
+}
+
+/// Ranges of bytes as ranges of characters; both in order.
+fn characters(text: &str, ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+    let (mut at, mut count) = (0, 0);
+    let mut character = |byte: usize| {
+        count += text.get(at..byte).map_or(0, |between| between.chars().count());
+        at = byte;
+        count
+    };
+    ranges.iter().map(|range| character(range.start)..character(range.end)).collect()
 }
 
 impl Prompt {

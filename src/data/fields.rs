@@ -12,9 +12,6 @@ pub(super) struct Fields<'a> {
     pub row: &'a Map<String, Value>,
 }
 
-/// Fields that would hold a text if the data were not conversational.
-const TEXTS: [&str; 5] = ["prompt", "chosen", "rejected", "completion", "text"];
-
 impl<'a> Fields<'a> {
     pub fn error(&self, field: &str, message: impl Into<String>) -> Error {
         let message = message.into();
@@ -26,14 +23,13 @@ impl<'a> Fields<'a> {
         match self.row.get(name) {
             Some(Value::String(text)) => Ok(text),
             Some(other) => {
-                let message = if matches!(other, Value::Array(_) | Value::Object(_)) {
-                    format!(
-                        "expected text, as in the first row, got {} (conversational data needs a chat template, which is not supported yet)",
-                        kind(other)
-                    )
-                } else {
-                    format!("expected text, got {}", kind(other))
+                let expected = match other {
+                    Value::Array(_) | Value::Object(_) => {
+                        "expected text (or a list of messages, in all rows)"
+                    }
+                    _ => "expected text",
                 };
+                let message = format!("{expected}, got {}", kind(other));
                 Err(self.error(name, message))
             }
             None => Err(self.error(name, "expected text, got no such field")),
@@ -170,24 +166,13 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// An error where the row is conversational.
-    pub fn refuse_conversations(&self) -> Result<()> {
-        let field = ["messages", "conversations"]
-            .into_iter()
-            .find(|name| self.row.contains_key(*name))
-            .or_else(|| {
-                TEXTS.into_iter().find(|name| {
-                    matches!(self.row.get(*name), Some(Value::Array(_) | Value::Object(_)))
-                })
-            });
-        match field {
-            None => Ok(()),
-            Some(field) => Err(Error::Unsupported(format!(
-                "{}:{}: field `{field}`: conversational data needs a chat template, which is not supported yet",
-                self.path.display(),
-                self.line
-            ))),
-        }
+    /// `margin`, `weight` and `target_prob`, which a pair may have.
+    pub fn of_a_pair(&self) -> Result<[Option<f64>; 3]> {
+        Ok([
+            self.number("margin", "a finite number", |_| true)?,
+            self.number("weight", "a number of at least 0", |x| x >= 0.0)?,
+            self.number("target_prob", "a number in [0, 1]", |x| (0.0..=1.0).contains(&x))?,
+        ])
     }
 }
 

@@ -3,13 +3,14 @@
 //! | step | module |
 //! |---|---|
 //! | a file's rows as bytes, with line numbers and bounds | [`source`] |
-//! | rows as records: [`Table`] | [`formats`], [`prompt`] |
+//! | conversations as texts, by the model's template | [`chat`] |
+//! | rows as records: [`Table`] | [`table`], [`formats`], [`prompt`] |
 //! | texts as ids and back | [`tokenizer`] |
 //! | records as tokenised, truncated examples | [`examples`], [`preferences`] |
 //! | a file's examples, made on demand: [`Dataset`] | [`dataset`] |
 //!
-//! There is no padding and so no mask: an example is a prompt and its completions, and what is
-//! scored follows from their lengths.
+//! There is no padding and so no mask for it: an example is a prompt and its completions, and what is
+//! scored follows from their lengths, but for conversations of which only some turns are learnt.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -34,21 +35,27 @@
 
 mod bpe;
 mod candidates;
+pub mod chat;
+mod conversations;
 pub mod dataset;
 pub mod examples;
 mod expansion;
 mod fields;
 pub mod formats;
+mod items;
 pub mod preferences;
 pub mod prompt;
 pub mod source;
 mod special;
 mod stream;
+pub mod table;
 pub mod tokenizer;
 
 pub use candidates::{Candidates, CandidatesText};
+pub use chat::{Chat, ChatTemplate};
 pub use dataset::{Dataset, Dropped, Item, Options};
 pub use examples::{Example, Limits, Pair, Prompt, Side, Truncation, Unpaired};
-pub use formats::{Format, ReadOptions, Record, Row, Skipped, Table};
+pub use formats::{Format, Record};
 pub use preferences::{Preference, Ranked, Response};
+pub use table::{ReadOptions, Row, Skipped, Table};
 pub use tokenizer::Tokenizer;

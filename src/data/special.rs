@@ -127,7 +127,7 @@ fn ids(path: &Path, json: &Value, key: &str) -> Result<Vec<i32>> {
     }
 }
 
-fn read_json(path: &Path) -> Result<Option<Value>> {
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_bounded(path, MAX_CONFIG_BYTES)? else { return Ok(None) };
     match serde_json::from_slice::<Value>(&bytes) {
         Ok(json @ Value::Object(_)) => Ok(Some(json)),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::expansion::Expansion;
 use super::special::read_bounded;
@@ -33,8 +34,9 @@ pub const FILES: [&str; 8] = [
 /// post-processor decides whether a token begins a text, and `add_bos_token` has no say, as in
 /// `transformers` 5. That one rebuilds the tokenizers it knows as Llama's, and then leaves out the
 /// first of the spaces that begin a text; the file, and so this, does not.
+#[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     path: PathBuf,
     bos: Option<i32>,
     eos: Option<(i32, String)>,
@@ -42,6 +44,7 @@ pub struct Tokenizer {
     stop_ids: Vec<i32>,
     vocab: usize,
     adds_bos: bool,
+    verbatim: bool,
     expansion: Option<Expansion>,
 }
 
@@ -128,9 +131,18 @@ impl Tokenizer {
                 let id = id.and_then(|id| i32::try_from(id).ok())?;
                 (!stop_ids.contains(&id)).then_some((id, name))
             });
-        let (adds_bos, expansion) = (false, None);
-        let mut tokenizer =
-            Tokenizer { inner, path, bos, eos, filler, stop_ids, vocab, adds_bos, expansion };
+        let mut tokenizer = Tokenizer {
+            inner: Arc::new(inner),
+            path,
+            bos,
+            eos,
+            filler,
+            stop_ids,
+            vocab,
+            adds_bos: false,
+            verbatim: false,
+            expansion: None,
+        };
         let empty = tokenizer.raw("", true)?;
         tokenizer.adds_bos = bos.is_some_and(|id| empty.first() == Some(&id));
         if let Ok(json) = serde_json::from_str(json) {
@@ -138,6 +150,17 @@ impl Tokenizer {
             tokenizer.expansion = Expansion::of(&json, &known, empty.len());
         }
         Ok(tokenizer)
+    }
+
+    /// This tokenizer for texts in which every special token is spelt out, as in those of a chat template:
+    /// none is added, at their beginning or at their end.
+    pub fn verbatim(&self) -> Tokenizer {
+        Tokenizer { verbatim: true, adds_bos: false, ..self.clone() }
+    }
+
+    /// Whether it adds no token to a text.
+    pub fn is_verbatim(&self) -> bool {
+        self.verbatim
     }
 
     /// The token that begins a text, if the model has one.
@@ -186,7 +209,11 @@ impl Tokenizer {
     fn raw(&self, text: &str, special: bool) -> Result<Vec<i32>> {
         let encoding = guarded(|| self.inner.encode_fast(text, special))
             .map_err(|e| Error::file(&self.path, format!("tokenising failed: {e}")))?;
-        let ids = encoding.get_ids().iter().enumerate().map(|(row, &id)| {
+        self.checked(encoding.get_ids())
+    }
+
+    fn checked(&self, ids: &[u32]) -> Result<Vec<i32>> {
+        let ids = ids.iter().enumerate().map(|(row, &id)| {
             if (id as usize) < self.vocab && id <= i32::MAX as u32 {
                 return Ok(id as i32);
             }
@@ -197,13 +224,14 @@ impl Tokenizer {
     }
 
     /// A text with the special tokens that the tokenizer adds. Special tokens that are spelt out in
-    /// the text are those tokens; one that repeats the added BOS is left out.
+    /// the text are those tokens; one that repeats the added BOS is left out. A
+    /// [verbatim](Tokenizer::verbatim) one adds none.
     ///
     /// # Errors
     /// [`Error::TokenId`] when the tokenizer knows more tokens than the model's embedding;
     /// [`Error::File`] when it fails.
     pub fn encode(&self, text: &str) -> Result<Vec<i32>> {
-        let mut ids = self.raw(text, true)?;
+        let mut ids = self.raw(text, !self.verbatim)?;
         // Where one token is both, the second one may be the end of an empty text.
         let twice = ids.len() > 1 && ids[0] == ids[1] && Some(ids[0]) == self.bos;
         if self.adds_bos && twice && self.bos != self.eos() {
@@ -220,10 +248,21 @@ impl Tokenizer {
         self.raw(text, false)
     }
 
+    /// A text's tokens, with the characters of the text that each of them is of. As `transformers` says it:
+    /// a token may be without the spaces that it begins with.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<i32>, Vec<(usize, usize)>)> {
+        let encoding = guarded(|| self.inner.encode_char_offsets(text, !self.verbatim))
+            .map_err(|e| Error::file(&self.path, format!("tokenising failed: {e}")))?;
+        Ok((self.checked(encoding.get_ids())?, encoding.get_offsets().to_vec()))
+    }
+
     /// A completion with EOS at its end, which it may have already.
     pub fn ended<'a>(&self, completion: &'a str) -> Cow<'a, str> {
         match &self.eos {
-            Some((_, eos)) if !completion.ends_with(eos.as_str()) => {
+            Some((_, eos)) if !self.verbatim && !completion.ends_with(eos.as_str()) => {
                 Cow::Owned(format!("{completion}{eos}"))
             }
             _ => Cow::Borrowed(completion),

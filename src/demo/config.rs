@@ -199,6 +199,7 @@ impl DemoConfig {
             qkv_bias: false,
             qk_norm: false,
             max_positions: super::MAX_LENGTH,
+            padding: None,
         }
     }
 }

@@ -14,6 +14,8 @@ pub struct Answers {
     pub answers: Vec<String>,
     /// The rank of each answer, where the row prefers some to others; a smaller one is better.
     pub ranks: Option<Vec<usize>>,
+    /// Whether the texts are conversations as a chat template writes them.
+    pub rendered: bool,
     /// The line of the file, from 1; 0 where there is none.
     pub line: usize,
 }
@@ -21,6 +23,7 @@ pub struct Answers {
 impl Answers {
     /// The answers of every row of a file; rows that are a prompt alone have none.
     pub fn of(table: &Table) -> Vec<Answers> {
+        let rendered = table.rendered;
         let row = |row: &crate::data::Row| {
             let (prompt, answers, ranks) = match &row.record {
                 Record::Pair(pair) => (
@@ -37,11 +40,11 @@ impl Answers {
                 Record::Example(text) => {
                     let prompt = text.prompt.clone().unwrap_or_default();
                     let answers = vec![text.completion.clone()];
-                    return Answers { prompt, answers, ranks: None, line: row.line };
+                    return Answers { prompt, answers, ranks: None, rendered, line: row.line };
                 }
                 Record::Prompt(prompt) => (prompt, Vec::new(), None),
             };
-            Answers { prompt: prompt.clone(), answers, ranks, line: row.line }
+            Answers { prompt: prompt.clone(), answers, ranks, rendered, line: row.line }
         };
         table.rows.iter().map(row).collect()
     }
@@ -61,9 +64,13 @@ pub(super) fn tokenise(
     mut builder: LayoutBuilder,
     batching: &Batching,
 ) -> Result<Tokenised> {
+    let verbatim = tokenizer.verbatim();
     let ids: Vec<(Vec<i32>, Vec<Vec<i32>>)> = rows
         .par_iter()
-        .map(|row| tokenizer.many(&row.prompt, &row.answers))
+        .map(|row| {
+            let tokenizer = if row.rendered { &verbatim } else { tokenizer };
+            tokenizer.many(&row.prompt, &row.answers)
+        })
         .collect::<Result<_>>()?;
     let mut fits = Vec::with_capacity(rows.len());
     for (prompt, answers) in &ids {

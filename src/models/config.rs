@@ -49,7 +49,7 @@ pub fn read(fields: &Fields) -> Result<(Architecture, DecoderConfig)> {
         _ => fields.size("num_key_value_heads")?.unwrap_or(heads),
     };
     let max_positions = fields.size("max_position_embeddings")?.unwrap_or(family.max_positions);
-    let config = DecoderConfig {
+    let mut config = DecoderConfig {
         vocab: fields.required_size("vocab_size")?,
         hidden,
         layers: fields.required_size("num_hidden_layers")?,
@@ -63,10 +63,20 @@ pub fn read(fields: &Fields) -> Result<(Architecture, DecoderConfig)> {
         qkv_bias: family.qkv_bias,
         qk_norm: family.qk_norm,
         max_positions,
+        padding: None,
     };
+    config.padding = padding(fields, config.vocab);
     config.validate().map_err(|e| Error::file(fields.path, e.to_string()))?;
     (family.refuse)(fields, max_positions)?;
     Ok((architecture, config))
+}
+
+/// `pad_token_id` as PyTorch's embedding reads it, from the end where it is negative; one that is no token
+/// has no effect.
+fn padding(fields: &Fields, vocab: usize) -> Option<usize> {
+    let id = fields.map.get("pad_token_id")?.as_i64()?;
+    let id = if id < 0 { id.checked_add_unsigned(vocab as u64)? } else { id };
+    usize::try_from(id).ok().filter(|&id| id < vocab)
 }
 
 fn architecture(fields: &Fields) -> Result<Architecture> {
@@ -244,7 +254,7 @@ pub fn write(
         "tie_word_embeddings": config.tied,
         "bos_token_id": special.bos,
         "eos_token_id": special.eos,
-        "pad_token_id": special.pad,
+        "pad_token_id": special.pad.or(config.padding.map(|id| id as u32)),
         "torch_dtype": torch_name(dtype),
     });
     let Value::Object(map) = json else { unreachable!("json! of braces is an object") };

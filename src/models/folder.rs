@@ -79,6 +79,14 @@ impl ModelFolder {
         Ok(ModelFolder { dtype, ..Self::read_config(path)? })
     }
 
+    /// This model, saved with this chat template in the place of its own.
+    pub fn with_chat_template(mut self, text: String) -> Self {
+        const NAME: &str = "chat_template.jinja";
+        self.companions.retain(|(name, _)| *name != NAME);
+        self.companions.push((NAME, text));
+        self
+    }
+
     fn read_config(path: &Path) -> Result<Self> {
         let file = path.join(CONFIG);
         let text = read_text(&file, MAX_CONFIG)?;

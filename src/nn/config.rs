@@ -29,6 +29,9 @@ pub struct DecoderConfig {
     pub qk_norm: bool,
     /// Longest sequence the model was made for.
     pub max_positions: usize,
+    /// The token that pads batches, whose row of the embedding is not trained where it is an input:
+    /// transformers gives it to PyTorch as `padding_idx`. Where it ends turns too, that shows.
+    pub padding: Option<usize>,
 }
 
 /// Rotary position embedding: half-split pairs, as Hugging Face stores them.

@@ -198,7 +198,8 @@ impl Decoder {
             };
             block.backward(&self.config, weights, batch, saved, &mut dx, grads)?;
         }
-        embedding::backward(dx.view(), batch.tokens.view(), grads.get_mut(self.embed)?)
+        let padding = self.config.padding;
+        embedding::backward(dx.view(), batch.tokens.view(), grads.get_mut(self.embed)?, padding)
     }
 
     /// Hidden states `[T, H]` of new tokens against a key-value cache, which gains their keys and

@@ -92,6 +92,28 @@ impl LayoutBuilder {
     /// One sequence on its own copy of its prompt. Without a prompt the first token of the
     /// completion is not scored: nothing predicts it (in a whole layout it is).
     pub fn push(&mut self, prompt: &[i32], completion: &[i32]) {
+        self.push_where(prompt, completion, |_| true);
+    }
+
+    /// [`LayoutBuilder::push`] of a completion of which only some tokens are scored: `scored` says which.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where that has another length than the completion.
+    pub fn push_in_part(
+        &mut self,
+        prompt: &[i32],
+        completion: &[i32],
+        scored: &[bool],
+    ) -> Result<()> {
+        if scored.len() != completion.len() {
+            let expected = format!("a mark for each of {} tokens", completion.len());
+            return Err(Error::shape("layout", expected, scored.len().to_string()));
+        }
+        self.push_where(prompt, completion, |i| scored[i]);
+        Ok(())
+    }
+
+    fn push_where(&mut self, prompt: &[i32], completion: &[i32], scored: impl Fn(usize) -> bool) {
         let start = self.layout.tokens.len();
         let tokens = prompt.iter().chain(completion);
         let back = usize::from(!self.whole);
@@ -99,7 +121,8 @@ impl LayoutBuilder {
         self.inputs(tokens.take(len).copied(), 0, start, 0);
         let first_scored = prompt.len().max(back);
         let skipped = first_scored - prompt.len();
-        for (i, &target) in completion.iter().enumerate().skip(skipped) {
+        for (i, &target) in completion.iter().enumerate().skip(skipped).filter(|(i, _)| scored(*i))
+        {
             self.score((start + prompt.len() + i - back) as i32, target);
         }
         self.end_sequence();
@@ -198,6 +221,20 @@ mod tests {
         assert_eq!(layout.rows, [0, 1, 3, 4]);
         assert_eq!(layout.cu_scored, [0, 2, 4]);
     }
+
+    #[test]
+    fn only_some_tokens_of_a_completion_can_be_scored() {
+        let mut builder = LayoutBuilder::new();
+        builder.push_in_part(&[1, 3], &[4, 5, 6, 2], &[true, false, false, true]).unwrap();
+        builder.push_in_part(&[], &[7, 8, 9], &[true, true, false]).unwrap();
+        assert!(builder.push_in_part(&[1], &[4], &[]).is_err());
+        let layout = builder.finish().unwrap();
+        assert_eq!(layout.tokens, [1, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(layout.targets, [4, 2, 8]);
+        assert_eq!(layout.rows, [1, 4, 5]);
+        assert_eq!(layout.cu_scored, [0, 2, 3]);
+    }
+
     #[test]
     fn whole_sequences_have_their_last_token_and_own_rows() {
         let mut builder = LayoutBuilder::whole();

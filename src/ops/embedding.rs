@@ -34,7 +34,8 @@ pub fn forward<T: Element>(table: View<T>, tokens: View<i32>, out: ViewMut<T>) -
 /// The gradient of [`forward`]: `dtable[tokens[t]] += dout[t]`. Tokens are sorted into buckets
 /// first, and a bucket is added in the order of `t`.
 ///
-/// `dout [T, H]`, `tokens [T, 1]`, `dtable [V, H]` +=.
+/// `dout [T, H]`, `tokens [T, 1]`, `dtable [V, H]` +=. Nothing is added to the row `padding`: PyTorch's
+/// `padding_idx`.
 ///
 /// On a GPU the tokens must have been uploaded from the host ([`Tensor::column`](crate::Tensor)) and
 /// not been written to since: they are sorted there.
@@ -42,15 +43,16 @@ pub fn backward<T: Element>(
     dout: View<T>,
     tokens: View<i32>,
     dtable: ViewMut<T::Stat>,
+    padding: Option<usize>,
 ) -> Result<()> {
     let _scope =
         profile::scope("embedding backward", 0, 3 * dout.rows() * dout.cols() * size_of::<T>());
     let ids = ids(&tokens, dtable.rows())?;
     dout.expect(OP, "dout", ids.len(), dtable.cols())?;
     if let Some(cuda) = dtable.cuda() {
-        return launch_backward(OP, cuda, dout, &ids, dtable);
+        return launch_backward(OP, cuda, dout, &ids, padding, dtable);
     }
-    add_rows(dout.host(OP)?, &ids, dtable.host(OP)?);
+    add_rows(dout.host(OP)?, &ids, padding, dtable.host(OP)?);
     Ok(())
 }
 

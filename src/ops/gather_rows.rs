@@ -45,9 +45,9 @@ pub fn backward<T: Element>(dout: View<T>, rows: View<i32>, dx: ViewMut<T>) -> R
     let index = indices(&rows, dx.rows()).map_err(|bad| outside(OP, bad, dx.rows()))?;
     dout.expect(OP, "dout", index.len(), dx.cols())?;
     if let Some(cuda) = dx.cuda() {
-        return launch_backward(OP, cuda, dout, &index, dx);
+        return launch_backward(OP, cuda, dout, &index, None, dx);
     }
-    add_rows(dout.host(OP)?, &index, dx.host(OP)?);
+    add_rows(dout.host(OP)?, &index, None, dx.host(OP)?);
     Ok(())
 }
 
@@ -88,6 +88,7 @@ pub(super) fn launch_backward<T, U>(
     cuda: &Cuda,
     dout: View<T>,
     index: &[usize],
+    skip: Option<usize>,
     dx: ViewMut<U>,
 ) -> Result<()>
 where
@@ -95,7 +96,10 @@ where
     U: Element<Stat = T::Stat>,
 {
     let (dtype, dx_dtype) = (ffi::dtype::<T>(op)?, ffi::dtype::<U>(op)?);
-    let order = in_order(index);
+    let order = in_order(index, skip);
+    if order.is_empty() {
+        return Ok(());
+    }
     let groups: Vec<&[usize]> = order.chunk_by(|&a, &b| index[a] == index[b]).collect();
     let upload = |values: Vec<i32>| Tensor::column(&cuda.device(), &values);
     let destinations = upload(groups.iter().map(|group| index[group[0]] as i32).collect())?;
@@ -137,9 +141,9 @@ where
     }
 }
 
-/// The places of the indices, sorted by index; equal ones in their order.
-fn in_order(index: &[usize]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..index.len()).collect();
+/// The places of the indices but for those of `skip`, sorted by index; equal ones in their order.
+fn in_order(index: &[usize], skip: Option<usize>) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..index.len()).filter(|&n| Some(index[n]) != skip).collect();
     order.sort_by_key(|&n| index[n]);
     order
 }
@@ -178,13 +182,13 @@ pub(super) fn copy_rows<T: Plain>(x: Rows<T>, index: &[usize], out: RowsMut<T>) 
     });
 }
 
-/// `dx[index[n]] += dout[n]`, in the order of `n` for each row, rounded once.
-pub(super) fn add_rows<T, U>(dout: Rows<T>, index: &[usize], dx: RowsMut<U>)
+/// `dx[index[n]] += dout[n]` for every row of `dx` but `skip`, in the order of `n`, rounded once.
+pub(super) fn add_rows<T, U>(dout: Rows<T>, index: &[usize], skip: Option<usize>, dx: RowsMut<U>)
 where
     T: Element,
     U: Element<Stat = T::Stat>,
 {
-    let order = in_order(index);
+    let order = in_order(index, skip);
     let mut tasks: Vec<(Range<usize>, &mut [U])> = Vec::new();
     let RowsMut { mut data, cols, stride, .. } = dx;
     let (mut start, mut next_row) = (0, 0);

@@ -310,6 +310,7 @@ mod tests {
             qkv_bias: true,
             qk_norm: true,
             max_positions: 64,
+            padding: None,
         };
         let (decoder, table) = Decoder::new(config).unwrap();
         let mut weights = init_weights::<f32>(&table, 3, &Device::Cpu).unwrap();

@@ -39,14 +39,6 @@ fn wrong_rows_are_named() {
         with_data(&fixture, "rows.jsonl", bytes, "").fails(says);
         assert!(!fixture.path("out").exists());
     }
-    for row in [
-        json!({"prompt": [{"role": "user", "content": "a"}], "chosen": [], "rejected": []}),
-        json!({"messages": [{"role": "user", "content": "a"}]}),
-        json!({"conversations": []}),
-    ] {
-        let run = with_data(&fixture, "rows.jsonl", row.to_string(), "");
-        run.fails(&["not supported", "rows.jsonl:1", "conversational"]);
-    }
     let label = r#"{"prompt": "a", "completion": "b", "label": "good"}"#;
     with_data(&fixture, "rows.jsonl", label, "kto").fails(&["`label`", "true, false, 1 or 0"]);
     let one = r#"{"prompt": "a", "completion": "b", "label": true}"#;

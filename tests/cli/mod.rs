@@ -174,6 +174,7 @@ fn tiny_config(vocab: usize) -> DecoderConfig {
         qkv_bias: false,
         qk_norm: false,
         max_positions: 384,
+        padding: None,
     }
 }
 

@@ -1,8 +1,10 @@
 //! What is read, and what is said of what is not.
 
+use std::sync::Arc;
+
 use collimate::Error;
 use collimate::data::source::Source;
-use collimate::data::{Format, ReadOptions, Record, Table};
+use collimate::data::{Chat, Format, ReadOptions, Record, Table};
 
 use super::{file, format, gzip, message, read, read_skipping};
 use crate::shared::shared;
@@ -108,7 +110,7 @@ fn wrong_rows() -> Vec<(Vec<u8>, &'static str)> {
         ),
         (
             r#"{"prompt": [], "chosen": "c", "rejected": "r"}"#,
-            "2: field `prompt`: expected text, as in the first row, got a list",
+            "2: field `prompt`: expected text (or a list of messages, in all rows), got a list",
         ),
         (r#"{"messages": []}"#, "2: field `prompt`: expected text, got no such field"),
         (r#"["prompt"]"#, "2: field `-`: expected an object, got a list"),
@@ -159,22 +161,6 @@ fn a_row_of_another_format_is_no_row() {
     );
     let said = message(read("rows.jsonl", br#"{"prompt": "p", "chosen": "c"}"#));
     assert!(said.ends_with("; got prompt, chosen"), "{said}");
-}
-
-#[test]
-fn conversations_are_refused_in_one_line() {
-    for row in [
-        r#"{"messages": [{"role": "user", "content": "a"}], "label": true}"#,
-        r#"{"conversations": [], "chosen": {"from": "gpt", "value": "b"}, "rejected": {}}"#,
-        r#"{"prompt": [{"role": "user", "content": "a"}], "completion": []}"#,
-        r#"{"chosen": [{"role": "user", "content": "a"}], "rejected": []}"#,
-    ] {
-        let error = read_skipping("rows.jsonl", row.as_bytes()).unwrap_err();
-        assert!(matches!(error, Error::Unsupported(_)), "{error}");
-        let said = error.to_string();
-        assert!(said.contains("needs a chat template, which is not supported yet"), "{said}");
-        assert!(said.contains("rows.jsonl:1: field `"), "{said}");
-    }
 }
 
 #[test]
@@ -281,8 +267,23 @@ fn published_files_are_read() {
         let Record::Pair(pair) = &row.record else { panic!() };
         assert!(pair.prompt.contains("\n\nAssistant:"), "line {}: {pair:?}", row.line);
     }
-    for name in ["dpo_en_demo.json", "kto_en_demo.json"] {
-        let error = Table::read(raw.join(name), &ReadOptions::default()).unwrap_err();
-        assert!(matches!(error, Error::Unsupported(_)), "{error}");
+    let chat = Some(Arc::new(Chat::new(shared.join("models/tiny-chat"), None)));
+    let options = ReadOptions { chat, ..ReadOptions::default() };
+    for (name, rows, format) in [
+        ("raw/dpo_en_demo.json", 300, Format::Pairs),
+        ("raw/kto_en_demo.json", 300, Format::Unpaired),
+        ("ultrafeedback/train.jsonl", 1000, Format::Pairs),
+        ("chat/pairs.jsonl", 160, Format::Pairs),
+        ("chat/pairs_implicit.jsonl", 160, Format::ImplicitPairs),
+        ("chat/unpaired.jsonl", 160, Format::Unpaired),
+        ("chat/messages.jsonl", 80, Format::Messages),
+    ] {
+        let table = Table::read(shared.join("data").join(name), &options).unwrap();
+        assert_eq!((table.rows.len(), table.format), (rows, format), "{name}");
+        assert!(table.rendered);
     }
+    // The prompt is the common start of both conversations, as it is where it is spelt out.
+    let rows =
+        |name: &str| Table::read(shared.join("data/chat").join(name), &options).unwrap().rows;
+    assert_eq!(rows("pairs.jsonl"), rows("pairs_implicit.jsonl"));
 }

@@ -1,5 +1,7 @@
 //! Reading, tokenising and sampling.
 
+mod chat;
+mod conversations;
 mod formats;
 mod golden;
 mod parsing;
@@ -33,7 +35,7 @@ fn read(name: &str, bytes: &[u8]) -> collimate::Result<Table> {
 
 fn read_skipping(name: &str, bytes: &[u8]) -> collimate::Result<Table> {
     let (_dir, path) = file(name, bytes);
-    Table::read(path, &ReadOptions { skip_bad_rows: true })
+    Table::read(path, &ReadOptions { skip_bad_rows: true, ..ReadOptions::default() })
 }
 
 /// The message without the temporary folder, on one line or the test fails.

@@ -8,7 +8,10 @@ fn table(bytes: &[u8], array: bool, skip_bad_rows: bool) -> collimate::Result<Ta
     // A small buffer, so that rows straddle it.
     let reader =
         Box::new(std::io::BufReader::with_capacity(7, std::io::Cursor::new(bytes.to_vec())));
-    Table::from_source(Source::new("rows", reader, array, 1 << 16), &ReadOptions { skip_bad_rows })
+    Table::from_source(
+        Source::new("rows", reader, array, 1 << 16),
+        &ReadOptions { skip_bad_rows, ..ReadOptions::default() },
+    )
 }
 
 /// JSON values whose fields are often the right ones.

@@ -372,6 +372,6 @@ fn mismatched_sequences_are_made_of_whole_texts() {
     // More of the completion than its own prompt left room for.
     assert_eq!(mixed[1].prompt, b.prompt);
     assert_eq!(mixed[1].completion, whole.completion[..6]);
-    let text = ExampleText { prompt: Some(long.into()), completion: "1".into() };
+    let text = ExampleText { prompt: Some(long.into()), completion: "1".into(), learnt: None };
     assert_eq!(Example::tokenise(&text, 1, t, &keep(7, Truncation::KeepStart)).unwrap(), None);
 }

@@ -28,6 +28,7 @@ fn llama() -> DecoderConfig {
         qkv_bias: false,
         qk_norm: false,
         max_positions: 64,
+        padding: None,
     }
 }
 

@@ -27,6 +27,7 @@ fn small() -> DecoderConfig {
         qkv_bias: false,
         qk_norm: false,
         max_positions: 64,
+        padding: None,
     }
 }
 

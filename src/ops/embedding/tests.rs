@@ -24,7 +24,7 @@ fn gradients_are_added_in_f32_in_order() {
     }
     let mut dtable = Tensor::from_vec(vec![1.0f32; vocab * hidden], vocab, hidden).unwrap();
     let dout = Tensor::from_host(&Device::Cpu, &dout, tokens.len(), hidden).unwrap();
-    backward(dout.view(), ids.view(), dtable.view_mut()).unwrap();
+    backward(dout.view(), ids.view(), dtable.view_mut(), None).unwrap();
     assert_eq!(dtable.to_vec().unwrap(), want);
 }
 
@@ -35,7 +35,7 @@ fn the_gradient_is_that_of_the_forward() {
     let (table, dout) = (values::<f64>(1, vocab * hidden), values::<f64>(2, 3 * hidden));
     let mut dtable = Tensor::zeros(&Device::Cpu, vocab, hidden).unwrap();
     let dout_view = View::from_slice(&dout, 3, hidden, hidden).unwrap();
-    backward(dout_view, tokens.view(), dtable.view_mut()).unwrap();
+    backward(dout_view, tokens.view(), dtable.view_mut(), None).unwrap();
     check_gradient(&table, &dtable.to_vec().unwrap(), |table| {
         let mut out = Tensor::zeros(&Device::Cpu, 3, hidden).unwrap();
         let table = View::from_slice(table, vocab, hidden, hidden).unwrap();
@@ -73,7 +73,7 @@ fn check<T: Element>(device: &Device, cols: usize, beside: [usize; 2]) {
         forward(table_at.view(), ids.view(), out.view_mut()).unwrap();
         let outside = T::Stat::of(7.0);
         let mut dtable = Guarded::new(device, &start, [vocab, cols], beside, outside);
-        backward(dout_at.view(), ids.view(), dtable.view_mut()).unwrap();
+        backward(dout_at.view(), ids.view(), dtable.view_mut(), None).unwrap();
         (bits(&out.values()), bits(&dtable.values()))
     });
     let (mut sums, mut want) = (start, Vec::new());
@@ -94,6 +94,18 @@ test_devices! {
         }
     }
 
+    fn nothing_is_added_to_the_row_of_padding(device) {
+        for (tokens, want) in
+            [([2, 1, 2], [0.0, 7.0, 0.0]), ([1, 1, 2], [0.0, 12.0, 0.0]), ([2, 2, 2], [0.0; 3])]
+        {
+            let tokens = Tensor::column(device, &tokens).unwrap();
+            let dout = Tensor::from_host(device, &[5.0f32, 7.0, 11.0], 3, 1).unwrap();
+            let mut dtable = Tensor::<f32>::zeros(device, 3, 1).unwrap();
+            backward(dout.view(), tokens.view(), dtable.view_mut(), Some(2)).unwrap();
+            assert_eq!(dtable.to_vec().unwrap(), want);
+        }
+    }
+
     fn ids_are_checked_on_every_device(device) {
         let table = Tensor::from_host(device, &[1.0f32, 2.0, 3.0], 3, 1).unwrap();
         let mut ids = Tensor::column(device, &[2, 3]).unwrap();
@@ -110,7 +122,7 @@ test_devices! {
             assert!(matches!(error, Error::Kernel { row: 1, value: 3, .. }), "{error}");
             assert_eq!(out.to_vec().unwrap(), [3.0, 0.0]);
             let mut dtable = Tensor::<f32>::zeros(device, 3, 1).unwrap();
-            assert!(backward(out.view(), ids.view(), dtable.view_mut()).is_err());
+            assert!(backward(out.view(), ids.view(), dtable.view_mut(), None).is_err());
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::train::DeviceScores;
 use crate::train::metrics::Means;
 use crate::{Result, Tensor};
 
-/// Supervised fine-tuning: the mean negative log-likelihood of the step's completion tokens.
+/// Supervised fine-tuning: the mean negative log-likelihood of those of the step's tokens that are learnt.
 #[derive(Debug)]
 pub struct Sft {
     /// Prompts with their completions.
@@ -26,8 +26,11 @@ impl super::Method for Sft {
     fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {
         let mut layout = LayoutBuilder::new();
         let mut num_tokens = 0;
-        for Example { prompt, completion, .. } in self.examples.batch(examples)? {
-            layout.push(prompt, completion);
+        for Example { prompt, completion, learnt, .. } in self.examples.batch(examples)? {
+            match learnt {
+                None => layout.push(prompt, completion),
+                Some(learnt) => layout.push_in_part(prompt, completion, learnt)?,
+            }
             num_tokens += prompt.len() + completion.len();
         }
         Ok(MicroBatch {

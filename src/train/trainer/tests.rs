@@ -85,6 +85,7 @@ impl Fixture {
             qkv_bias: false,
             qk_norm: false,
             max_positions: 128,
+            padding: None,
         };
         let model = dir.path().join("model");
         let folder = ModelFolder::create(&model, &config, &special, DType::F32).unwrap();
