@@ -126,6 +126,7 @@ void all_types(const Shape &shape) {
 void elementwise() {
     for (const Shape &shape : {Shape{0, 5, 0, 0}, {1, 1, 0, 0}, {3, 5, 0, 0}, {70, 16, 0, 0}, {65, 24, 8, 0}, {5, 24, 1, 0},
                                {4, 40, 0, 1}, {2, 2300, 0, 0}, {3, 2300, 4, 0}, {200, 3, 2, 1}}) {
+        if (kFewCases && (shape.columns == 16 || shape.columns == 3 || shape.rows == 2)) continue;
         all_types<float>(shape);
         all_types<__nv_bfloat16>(shape);
         all_types<__half>(shape);

@@ -95,6 +95,7 @@ void check(const Shape &shape) {
 void rmsnorm() {
     for (const Shape &shape : {Shape{0, 1, 4, 0, 0}, {1, 1, 1, 0, 0}, {3, 1, 37, 0, 0}, {33, 3, 16, 0, 0}, {5, 2, 128, 8, 0},
                                {600, 2, 8, 0, 0}, {3, 1, 900, 1, 1}, {2, 1, 2056, 0, 0}, {2, 1, 4100, 4, 0}}) {
+        if (kFewCases && (shape.rows == 33 || shape.rows == 600 || shape.width == 2056)) continue;
         check<float>(shape);
         check<__nv_bfloat16>(shape);
         check<__half>(shape);
