@@ -90,10 +90,13 @@ impl Table {
     pub fn from_source(mut source: Source, options: &ReadOptions) -> Result<Table> {
         let path = source.path().to_path_buf();
         let (mut layout, mut rows, mut skipped) = (None, Vec::new(), Skipped::default());
-        let mut take = |line: usize, record: Result<Record>| match record {
-            Ok(record) => Ok(rows.push(Row { line, record })),
-            Err(e @ Error::Data { .. }) if options.skip_bad_rows => Ok(skipped.add(&e)),
-            Err(e) => Err(e),
+        let mut take = |line: usize, record: Result<Record>| {
+            match record {
+                Ok(record) => rows.push(Row { line, record }),
+                Err(e @ Error::Data { .. }) if options.skip_bad_rows => skipped.add(&e),
+                Err(e) => return Err(e),
+            }
+            Ok(())
         };
         loop {
             let (raws, end) = some_rows(&mut source);

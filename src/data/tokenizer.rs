@@ -28,6 +28,9 @@ pub const FILES: [&str; 8] = [
     "chat_template.jinja",
 ];
 
+/// Where a token's characters begin in a text, and where they end.
+pub type Span = (usize, usize);
+
 /// A model's tokenizer with its special tokens.
 ///
 /// Ids are those that `tokenizer.json` gives, with its padding and truncation switched off: its
@@ -253,7 +256,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<i32>, Vec<(usize, usize)>)> {
+    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<i32>, Vec<Span>)> {
         let encoding = guarded(|| self.inner.encode_char_offsets(text, !self.verbatim))
             .map_err(|e| Error::file(&self.path, format!("tokenising failed: {e}")))?;
         Ok((self.checked(encoding.get_ids())?, encoding.get_offsets().to_vec()))

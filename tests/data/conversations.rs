@@ -156,7 +156,9 @@ fn wrong_conversations_are_named() {
     let error = read(&[differ]).unwrap_err().to_string();
     assert!(error.contains("begin with the same message"), "{error}");
     let raises = "{{ raise_exception('roles must alternate') }}";
-    let error = read_as(raises, &[good.clone()], ReadOptions::default()).unwrap_err().to_string();
+    let error = read_as(raises, std::slice::from_ref(&good), ReadOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("rows.jsonl:1: field `prompt`: roles must alternate"), "{error}");
     let text = json!({"prompt": "a", "completion": "b"});
     let error = read(&[text, good]).unwrap_err().to_string();

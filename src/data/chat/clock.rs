@@ -76,7 +76,9 @@ pub fn strftime(now: SystemTime, format: &str) -> Result<String, String> {
 
 /// Year, month, day of the month and day of the year, from days since 1970.
 fn date(days: u64) -> (u64, u64, u64, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     // 400 years have 146097 days.
     let (mut year, mut left) = (1970 + days / 146_097 * 400, days % 146_097);
     while left >= 365 + u64::from(leap(year)) {
