@@ -75,6 +75,9 @@ mod build {
 
     #[cfg(all(feature = "cuda", not(feature = "emulate")))]
     fn cuda() {
+        if let Some(folder) = variable("COLLIMATE_KERNELS") {
+            return compiled(Path::new(&folder));
+        }
         let nvcc =
             find_nvcc().unwrap_or_else(|| fail(&format!("no nvcc for feature `cuda`: {INSTALL}")));
         let root =
@@ -86,24 +89,118 @@ mod build {
         unsafe { env::set_var("PATH", env::join_paths(folders).expect("PATH is well formed")) };
         let mut build = cc::Build::new();
         build.cuda(true).cudart("static").include("kernels").include("kernels/device");
-        // The drivers that CUDA 13 needs all unpack the smallest form, a seventh of the default's size.
-        build.flags(["-std=c++17", "--compress-mode=size"]).opt_level(3).debug(false);
-        let archs = variable("COLLIMATE_CUDA_ARCHS").unwrap_or_else(|| "80,90".into());
-        let archs: Vec<&str> = archs.split(',').map(str::trim).collect();
+        build.flag("-std=c++17").opt_level(3).debug(false);
+        let release = release(&nvcc);
+        if release < OLDEST_NVCC {
+            fail(&format!(
+                "{} is of CUDA {}.{}, the kernels need {}.{} or later",
+                nvcc.display(),
+                release.0,
+                release.1,
+                OLDEST_NVCC.0,
+                OLDEST_NVCC.1
+            ));
+        }
+        // Every driver that runs these kernels unpacks the smallest form, a seventh of the default's size.
+        if release >= (12, 8) {
+            build.flag("--compress-mode=size");
+        }
+        let archs = architectures(&nvcc);
         for arch in &archs {
             build.flag("-gencode").flag(format!("arch=compute_{arch},code=sm_{arch}"));
         }
-        let last = archs.last().expect("split yields one item at least");
+        let last = archs.last().expect("there is one at least");
         build.flag("-gencode").flag(format!("arch=compute_{last},code=compute_{last}"));
-        if variable("COLLIMATE_PTXAS").is_some() {
-            build.flag("-Xptxas").flag("-v").cargo_warnings(true);
+        built(&format!("{}.{}", release.0, release.1), &archs.join(","));
+        find_runtime(&root);
+        build.files(kernels()).compile("collimate_kernels");
+    }
+
+    /// Links the kernels that scripts/kernels.sh has compiled into a folder.
+    #[cfg(all(feature = "cuda", not(feature = "emulate")))]
+    fn compiled(folder: &Path) {
+        let archive = folder.join("libcollimate_kernels.a");
+        println!("cargo:rerun-if-changed={}", archive.display());
+        let facts = std::fs::read_to_string(folder.join("built")).unwrap_or_default();
+        let facts: Vec<&str> = facts.lines().collect();
+        let (&[release, archs], true) = (facts.as_slice(), archive.is_file()) else {
+            fail(&format!(
+                "COLLIMATE_KERNELS={}: expected a folder that scripts/kernels.sh has filled",
+                folder.display()
+            ));
+        };
+        built(release, archs);
+        let nvcc = find_nvcc()
+            .unwrap_or_else(|| fail(&format!("no nvcc, whose folder has the runtime: {INSTALL}")));
+        find_runtime(nvcc.parent().and_then(Path::parent).expect("nvcc lies in a bin folder"));
+        println!("cargo:rustc-link-search=native={}", folder.display());
+        println!("cargo:rustc-link-lib=static=collimate_kernels");
+        println!("cargo:rustc-link-lib=static=cudart_static");
+        for library in ["stdc++", "dl", "rt", "pthread"] {
+            println!("cargo:rustc-link-lib={library}");
         }
+    }
+
+    /// Tells the crate what its kernels were compiled with, and for what.
+    #[cfg(all(feature = "cuda", not(feature = "emulate")))]
+    fn built(release: &str, archs: &str) {
+        println!("cargo:rustc-env=COLLIMATE_NVCC={release}");
+        println!("cargo:rustc-env=COLLIMATE_BUILT_ARCHS={archs}");
+    }
+
+    /// Where the linker finds the static runtime of CUDA.
+    #[cfg(all(feature = "cuda", not(feature = "emulate")))]
+    fn find_runtime(root: &Path) {
         for folder in ["lib64", "lib", "targets/x86_64-linux/lib"] {
             if root.join(folder).join("libcudart_static.a").exists() {
                 println!("cargo:rustc-link-search=native={}", root.join(folder).display());
             }
         }
-        build.files(kernels()).compile("collimate_kernels");
+    }
+
+    /// The oldest compiler that the kernels are compiled with in the tests.
+    #[cfg(all(feature = "cuda", not(feature = "emulate")))]
+    const OLDEST_NVCC: (u32, u32) = (12, 4);
+
+    /// The architectures that the kernels are compiled for: those asked for, or every one of the list
+    /// that the compiler knows.
+    #[cfg(all(feature = "cuda", not(feature = "emulate")))]
+    fn architectures(nvcc: &Path) -> Vec<String> {
+        let known = output(nvcc, "--list-gpu-code");
+        let known: Vec<&str> =
+            known.lines().filter_map(|line| line.trim().strip_prefix("sm_")).collect();
+        let Some(asked) = variable("COLLIMATE_CUDA_ARCHS") else {
+            let all = ["80", "86", "89", "90", "100", "120"];
+            return all.into_iter().filter(|arch| known.contains(arch)).map(String::from).collect();
+        };
+        let asked: Vec<String> = asked.split(',').map(|arch| arch.trim().into()).collect();
+        if let Some(unknown) = asked.iter().find(|arch| !known.contains(&arch.as_str())) {
+            fail(&format!(
+                "COLLIMATE_CUDA_ARCHS: {unknown} is none of the architectures of {}: {}",
+                nvcc.display(),
+                known.join(", ")
+            ));
+        }
+        asked
+    }
+
+    /// The release of CUDA that a compiler belongs to.
+    #[cfg(all(feature = "cuda", not(feature = "emulate")))]
+    fn release(nvcc: &Path) -> (u32, u32) {
+        let text = output(nvcc, "--version");
+        let release = text.split_once("release ").and_then(|(_, rest)| {
+            let (major, rest) = rest.split_once('.')?;
+            let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            Some((major.parse().ok()?, minor.parse().ok()?))
+        });
+        release.unwrap_or_else(|| fail(&format!("{} --version names no release", nvcc.display())))
+    }
+
+    #[cfg(all(feature = "cuda", not(feature = "emulate")))]
+    fn output(nvcc: &Path, flag: &str) -> String {
+        let done = std::process::Command::new(nvcc).arg(flag).output();
+        let done = done.unwrap_or_else(|e| fail(&format!("{}: {e}", nvcc.display())));
+        String::from_utf8_lossy(&done.stdout).into_owned()
     }
 
     #[cfg(all(feature = "cuda", not(feature = "emulate")))]

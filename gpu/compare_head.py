@@ -11,9 +11,10 @@ import importlib
 import torch
 from torch.nn.functional import logsigmoid
 
+from kernels import IGNORE, Kernels
 from protocol import Session
 
-IGNORE, CHUNK_ROWS = -100, 4096
+CHUNK_ROWS = 4096
 
 
 class Batch:
@@ -124,6 +125,7 @@ class Collimate:
     def __init__(self, library, machine, objective):
         self.library, self.machine, self.objective, self.batch = library, machine, objective, objective.batch
         batch, self.metrics = objective.batch, objective.prepare(library)
+        self.kernels = Kernels(library, machine)
         self.targets = batch.targets[batch.scored_rows].contiguous()
         self.chunks = self._chunks()
 
@@ -149,16 +151,8 @@ class Collimate:
         for pairs, first, last, cu in self.chunks:
             rows, part = last - first, x[first:last]
             logits = part @ batch.weight.T
-            targets, logps, lse = self.targets[first:last], floats(rows), floats(rows)
-            size = self.library.number("token_logprobs_workspace", rows, batch.vocab)
-            self.library.call(
-                "token_logprobs_fused", logits_to_gradient=logits, logps=logps, lse=lse, statistics=None, targets=targets,
-                map=None, rows=rows, vocab=batch.vocab, row_stride=logits.stride(0), dtype=self.library.constant("BF16"),
-                workspace=x.new_empty(size, dtype=torch.uint8), workspace_bytes=size, error=None, stream=stream,
-            )
-            sums, dsums, dlogps = floats(2 * pairs), floats(2 * pairs), floats(rows)
-            self.library.call("sequence_sum_forward", sums=sums, counts=None, logps=logps, weights=None, targets=None,
-                              cu_scored=cu, sequences=2 * pairs, stream=stream)
+            logps, _ = self.kernels.token_logprobs_fused(logits, self.targets[first:last])
+            sums, dsums, dlogps = self.kernels.sequence_sums(logps, cu), floats(2 * pairs), floats(rows)
             self.objective.queue(self.library, pairs, sums, dsums, metrics, stream)
             self.library.call("sequence_sum_backward", dlogps=dlogps, dsums=dsums, weights=None, targets=None,
                               cu_scored=cu, sequences=2 * pairs, stream=stream)
@@ -201,12 +195,13 @@ def by_tokens(objective, logps_of):
     return run
 
 
-def liger(objective):
+def liger(objective, compiled=True):
     """Liger's fused linear loss, on padded sequences."""
     batch = objective.batch
     options = dict(compute_nll_loss=False) if isinstance(objective, Dpo) else {}
     fused = getattr(importlib.import_module("liger_kernel.chunked_loss"), objective.liger_name)(
-        ignore_index=IGNORE, beta=objective.beta, use_ref_model=False, average_log_prob=False, **options
+        ignore_index=IGNORE, beta=objective.beta, use_ref_model=False, average_log_prob=False, compiled=compiled,
+        **options
     )
     padded, targets, order = batch.padded()
 
@@ -278,7 +273,7 @@ def one_case(session, pairs, longest, hidden, vocab, prompt):
         picked = torch.log_softmax((h @ w.T).float(), -1).gather(1, batch.targets.clamp(min=0).long().unsqueeze(1)).squeeze(1)
         return torch.where(batch.targets == IGNORE, 0.0, picked)
 
-    compiled = torch.compile(eager, dynamic=False)
+    compiled = session.compiled(eager)
     scored, rows = len(batch.scored_rows), len(batch.targets)
     for objective in (Dpo(batch), Kto(batch)):
         ours = Collimate(session.library, session.machine, objective)
@@ -286,20 +281,22 @@ def one_case(session, pairs, longest, hidden, vocab, prompt):
             "collimate": ours.run,
             "the floor: the three products alone": ours.products,
             "torch eager": by_tokens(objective, eager),
-            "torch.compile": by_tokens(objective, compiled),
+            "torch.compile": compiled if isinstance(compiled, str) else by_tokens(objective, compiled),
             "TRL fused head": optional(trl, objective),
-            "Liger fused linear loss": optional(liger, objective),
+            # torch.compile's part of it takes longer than a quick run has
+            "Liger fused linear loss" + ", not compiled" * session.quick: optional(
+                lambda objective: liger(objective, not session.quick), objective),
             "cut-cross-entropy": optional(cut_cross_entropy, objective),
         }
         heading = f"{pairs} pairs, {rows} tokens of which {scored} scored, hidden {hidden}, vocabulary {vocab}, bf16"
-        session.case(f"{type(objective).__name__.upper()}: {heading}", runs, exact(objective), flops=6 * scored * vocab * hidden)
+        name = type(objective).__name__.upper()
+        session.case(f"{name}: {heading}", runs, lambda: exact(objective), flops=6 * scored * vocab * hidden)
 
 
 def main():
     session = Session("language head and loss", __doc__.splitlines()[0])
-    cases = [(8, 2048, 4096, 128256, 0.0), (8, 2048, 4096, 128256, 0.5), (64, 512, 2048, 151936, 0.5)]
-    if not session.machine.is_gpu:
-        cases = [(3, 24, 32, 517, 0.4)]
+    cases = session.shapes([(8, 2048, 4096, 128256, 0.0), (8, 2048, 4096, 128256, 0.5), (64, 512, 2048, 151936, 0.5)],
+                           (1, 2), [(3, 24, 32, 517, 0.4)])
     for case in cases:
         torch._dynamo.reset()
         try:

@@ -4,13 +4,17 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import time
 
 import torch
 
 from abi import Library
+from environment import nvidia_smi, seconds_left
 
+# Seconds after which no further round is begun.
+LONGEST = 4.0
+# Rows that are compared at a time: whole tensors in float64 may take more memory than there is.
+PART = 512
 CACHES = {"cuda": 3 * (60 << 20), "cpu": 3 * (16 << 20)}
 
 
@@ -26,10 +30,9 @@ class Machine:
         facts = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
         if not self.is_gpu:
             return {"device": "cpu, the kernels emulated: times mean nothing", **facts}
-        query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader"]
         try:
-            facts["nvidia-smi"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError) as error:
+            facts["nvidia-smi"] = nvidia_smi("name,driver_version,clocks.max.sm")
+        except RuntimeError as error:
             facts["nvidia-smi"] = f"not available: {error}"
         facts["cuda"] = torch.version.cuda
         return {"device": torch.cuda.get_device_name(), **facts}
@@ -101,15 +104,37 @@ class Session:
         parser.add_argument("--header", required=True, help="collimate.h")
         parser.add_argument("--out", required=True, help="writes OUT.json and OUT.md")
         parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: an emulated library")
-        parser.add_argument("--iterations", type=int, default=30)
+        parser.add_argument("--iterations", type=int, help="rounds [default: 30, on the host 3]")
+        amount = parser.add_mutually_exclusive_group()
+        amount.add_argument("--quick", action="store_true", help="two shapes of each operation, and no torch.compile")
+        amount.add_argument("--compile", action="store_true", help="one shape, torch.compile's side alone")
         arguments = parser.parse_args()
-        self.title, self.out, self.iterations = title, arguments.out, arguments.iterations
+        self.title, self.out = title, arguments.out
+        self.iterations = arguments.iterations or (30 if arguments.device == "cuda" else 3)
+        self.quick, self.compiling = arguments.quick, arguments.compile
         self.machine = Machine(arguments.device)
         self.library = Library(arguments.library, arguments.header)
         self.bandwidth, self.cases = self.machine.bandwidth(), []
 
+    def shapes(self, all, quick, tiny):
+        """The shapes that were asked for: `quick` are the numbers of two of `all`; `tiny` ones do on the host."""
+        shapes = tiny if not self.machine.is_gpu else [all[i] for i in quick] if self.quick or self.compiling else all
+        return shapes[:1] if self.compiling else shapes
+
+    def compiled(self, function):
+        """torch.compile of a function, or why it is left out."""
+        return "left out of a quick run" if self.quick else torch.compile(function, dynamic=False)
+
     def case(self, heading, contenders, exact, moved=None, flops=None):
-        """Compares, and writes what there is."""
+        """Compares, and writes what there is. `exact` may be a function that gives it."""
+        if self.compiling:
+            kept = ("collimate", "torch eager", "torch.compile")
+            contenders = {name: run for name, run in contenders.items() if name in kept}
+        if self.quick:
+            contenders = {name: run for name, run in contenders.items() if name != "torch.compile"}
+        if seconds_left() < 8:
+            self.failed(heading, TimeoutError("the time is over"))
+            return
         rows = compare(self.machine, contenders, exact, self.iterations)
         for row in rows.values():
             if "ms" in row and moved:
@@ -131,7 +156,9 @@ class Session:
         """Prints the tables. Fails where one of ours failed or gave other bits the second time."""
         print(open(f"{self.out}.md").read())
         ours = [row for _, rows in self.cases for name, row in rows.items() if name.startswith("collimate")]
-        if not ours or any(not row.get("same_bits") for row in ours):
+        if not ours:
+            raise SystemExit("no kernel of collimate was measured")
+        if any(not row.get("same_bits") for row in ours):
             raise SystemExit("a kernel of collimate failed, or gave other bits the second time")
 
 
@@ -141,6 +168,7 @@ def round_robin(machine, contenders, iterations):
         for run in contenders.values():
             run(warm)
     machine.synchronize()
+    begin = time.time()
     readings = {name: [] for name in contenders}
     for i in range(iterations):
         for name, run in contenders.items():
@@ -148,6 +176,11 @@ def round_robin(machine, contenders, iterations):
             kept = run(i)
             readings[name].append(stop())
             del kept
+        # A slow round gives fewer of them.
+        if i >= 4:
+            machine.synchronize()
+            if time.time() - begin > LONGEST:
+                break
     machine.synchronize()
     return {name: [read() for read in reads] for name, reads in readings.items()}
 
@@ -156,14 +189,15 @@ def compare(machine, contenders, exact, iterations):
     """A row for each contender: {name: run(i) -> tensors}. `exact` names the float64 value of each tensor, or of its first
     rows. A contender that is a text is a reason why there is none. What fails is a row that says so."""
     rows, alive = {}, {}
+    exact = exact() if callable(exact) else exact
     for name, run in contenders.items():
         try:
             if isinstance(run, str):
                 raise RuntimeError(run)
             first = [x.clone() for x in run(0)]
-            errors = {key: _worst(got, want) for (key, want), got in zip(exact.items(), first)}
+            errors = {key: worst(got, want) for (key, want), got in zip(exact.items(), first)}
             again = run(0)
-            same = all(torch.equal(_bits(a), _bits(b)) for a, b in zip(first, again))
+            same = all(same_bits(a, b) for a, b in zip(first, again))
             del first, again
             rows[name] = {"max_error": errors, "same_bits": same, "peak_bytes": machine.peak_bytes(lambda: run(0))}
             alive[name] = run
@@ -175,16 +209,30 @@ def compare(machine, contenders, exact, iterations):
     return rows
 
 
-def _worst(got, want):
-    """The largest difference from float64, in float64; infinite where one of them is not finite and the other is."""
-    got, want = got[: len(want)].double().flatten(), want.double().flatten().to(got.device)
-    same = got == want
-    difference = torch.where(same, torch.zeros_like(got), (got - want).abs())
-    return float(torch.nan_to_num(difference, nan=math.inf).max()) if len(got) else 0.0
+def worst(got, want, relative=False):
+    """The largest difference of the first rows from float64, in float64, some rows at a time; infinite where one of them is
+    not finite and the other is. `relative`: of the wanted value's size, where that is above 1."""
+    largest = 0.0
+    for a, b in zip(_parts(got[: len(want)]), _parts(want)):
+        if not a.numel():
+            continue
+        a, b = a.double(), b.to(a.device).double()
+        difference = (a - b).abs().masked_fill_(a == b, 0.0)
+        if relative:
+            difference /= b.abs().clamp_(min=1.0)
+        largest = max(largest, float(torch.nan_to_num_(difference, nan=math.inf).max()))
+    return largest
 
 
-def _bits(x):
-    return x.contiguous().view(torch.uint8)
+def same_bits(a, b):
+    """Whether two tensors hold the same bits, looked at some rows at a time."""
+    bits = lambda x: x.contiguous().view(torch.uint8)
+    return a.shape == b.shape and all(torch.equal(bits(x), bits(y)) for x, y in zip(_parts(a), _parts(b)))
+
+
+def _parts(x):
+    """Views of some rows each; of a column, of as many values as matter little."""
+    return x.split(PART) if x.dim() > 1 else x.reshape(-1).split(1 << 24)
 
 
 COLUMNS = (

@@ -1,64 +1,127 @@
 #!/usr/bin/env bash
-# Tests and measures the kernels on this machine's GPU: the tests of devices, the same under compute-sanitizer, the
-# benches, comparisons with PyTorch's ways, and training beside TRL. Needs a driver of release 580 or later, python3 with
-# torch for the comparisons, and transformers, trl and datasets for the training. Writes RESULTS/summary.md, and the logs, JSON and Markdown that it names. Fails if a test fails.
-# Usage: ./run.sh [RESULTS]     PYTHON names another python3
+# Tests and measures the kernels on this machine's GPU within a budget of time, in phases, the most valuable first. Each
+# phase has a limit of its own; one that fails or overruns never stops the next, and one that no longer fits is skipped.
+# After each, RESULTS/summary.md and RESULTS/results.tar.gz hold all that is known so far; those two files are all that
+# is written there. Prints one table at the end. Fails if a phase that is required failed or overran.
+#
+# Usage: ./run.sh [--budget SECONDS] [--only PHASE,...] [--rehearse] [RESULTS]
+#   --budget    for everything together [default: 900]
+#   --only      some of the phases of phases.txt
+#   --rehearse  no GPU: every phase at tiny sizes on emulated kernels, in a folder of `scripts/dist.sh --emulated`
+#   RESULTS     [default: results]
+# PYTHON names another python3; torch is needed by the comparisons. README.md beside this tells more.
 set -uo pipefail
-results=$(realpath -m "${1:-results}")
-cd "$(dirname "$0")"
-python=${PYTHON:-python3}
-mkdir -p "$results"
-summary=$results/summary.md
-failed=0
-{
-    echo "# Kernels on $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 || echo 'no GPU')"
-    echo
-    echo "Commit $(cat commit.txt), $(date -u +%Y-%m-%d), driver $(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)."
-    echo
-    echo "| step | result | seconds |"
-    echo "|---|---|---|"
-} >"$summary"
 
-# step NAME required|optional COMMAND...: runs it with its output in RESULTS/NAME.log, and says how it went.
-step() {
-    local name=$1 kind=$2 start=$SECONDS result=passed
-    shift 2
-    echo "== $name: $*"
-    if ! "$@" >"$results/$name.log" 2>&1; then
-        result="FAILED, see $name.log"
-        if [ "$kind" = required ]; then failed=1; else result="not measured, see $name.log"; fi
-        tail -n 15 "$results/$name.log"
-    fi
-    echo "| $name | $result | $((SECONDS - start)) |" >>"$summary"
+here=$(cd "$(dirname "$0")" && pwd)
+phases=$(grep -v '^#' "$here/phases.txt")
+budget=900 only="" results="" rehearse=""
+usage() {
+    echo "run.sh: $1" >&2
+    sed -n '/^# Usage/,/^#   RESULTS/s/^# //p' "$here/run.sh" >&2
+    exit 2
 }
+while [ $# -gt 0 ]; do
+    case $1 in
+        --budget) budget=${2:-} && shift ;;
+        --only) only=${2:-} && shift ;;
+        --rehearse) rehearse=1 ;;
+        -*) usage "unknown option $1" ;;
+        *) [ -z "$results" ] || usage "one RESULTS folder, got a second: $1"; results=$1 ;;
+    esac
+    shift
+done
+[[ $budget =~ ^[1-9][0-9]*$ ]] || usage "--budget: expected seconds, got '$budget'"
+for name in ${only//,/ }; do
+    grep -q "^$name " <<<"$phases" || usage "--only: no phase '$name'"
+done
+results=$(realpath -m "${results:-results}")
+cd "$here"
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || { echo "run.sh: no $python, which writes the summary" >&2; exit 2; }
+kind=$(sed -n 's/^kernels: //p' build.txt)
+if [ "$kind" = emulated ] && [ -z "$rehearse" ]; then
+    usage "the kernels of this folder are emulated: it measures nothing, and runs with --rehearse alone"
+elif [ "$kind" != emulated ] && [ -n "$rehearse" ]; then
+    usage "--rehearse needs emulated kernels: scripts/dist.sh --emulated builds a folder of them"
+fi
+mkdir -p "$results"
+scratch=$(mktemp -d)
+logs=$scratch/logs
+mkdir "$logs"
+start=$(date +%s)
 
-export COLLIMATE_GPU=require
-step device-tests required ./bin/device-tests
-sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer 2>/dev/null || true)
-for tool in memcheck racecheck initcheck; do
-    if [ -n "$sanitizer" ]; then
-        step "$tool" required "$sanitizer" --tool "$tool" --error-exitcode 99 ./bin/device-tests device::testing::every_device_test
-    else
-        echo "| $tool | not run: no compute-sanitizer on PATH or in CUDA_HOME | |" >>"$summary"
+report() { "$python" report.py "$logs" "$results" "$@"; }
+# A phase is a process group, whose number is its timeout's: nothing of it outlives it.
+end_group() { [ -z "${!:-}" ] || kill -KILL -- "-$!" 2>/dev/null; }
+finish() {
+    trap - EXIT INT TERM
+    report --print
+    rm -rf "$scratch"
+    exit "$1"
+}
+# over OUTCOME WHY: a line about the phase that is over.
+over() { printf '%s\t%s\t%s\t%s\t%s\n' "$name" "$1" $(($(date +%s) - begin)) "$limit" "$2" >>"$logs/phases.tsv"; }
+# Stopped from outside: what is known stays, and the phase under way is ended with its children.
+stop() {
+    end_group
+    [ -z "${under_way:-}" ] || over "broken off" "run.sh was stopped"
+    finish 1
+}
+trap stop INT TERM
+trap 'finish 1' EXIT
+
+# Where the products' library and the peers' packages lie: found once, for every phase.
+export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHON=$python COLLIMATE_SCRATCH=$scratch/models COLLIMATE_LOGS=$logs CRITERION_HOME=$scratch/criterion
+[ -z "$rehearse" ] || export COLLIMATE_REHEARSE=1
+mkdir -p "$COLLIMATE_SCRATCH" "$scratch/site"
+"$python" environment.py wheels wheels "$scratch/site" >>"$logs/notes.txt" 2>&1
+cublas=$("$python" environment.py cublas 2>>"$logs/notes.txt")
+[ -z "$cublas" ] || export LD_LIBRARY_PATH=$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+"$python" environment.py describe build.txt >"$logs/machine.txt" 2>>"$logs/notes.txt"
+
+wanted() { [ -z "$only" ] || [[ ,$only, = *,$1,* ]]; }
+total=0
+while read -r name usual rehearsed _; do
+    if [ -n "$name" ] && wanted "$name"; then total=$((total + ${rehearse:+$rehearsed - $usual +} usual)); fi
+done <<<"$phases"
+
+failed=0
+while read -r name usual rehearsed needed <&3; do
+    [ -n "$name" ] && wanted "$name" || continue
+    [ -z "$rehearse" ] || usual=$rehearsed
+    # A phase may take up to half more than is usual where the budget has room for that, and what is left at most. One
+    # that would get less than half of the usual is skipped.
+    left=$((budget - ($(date +%s) - start)))
+    limit=$((usual * budget / total))
+    [ "$limit" -ge "$usual" ] || limit=$usual
+    [ "$limit" -le $((usual * 3 / 2)) ] || limit=$((usual * 3 / 2))
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt $(((usual + 1) / 2)) ]; then
+        limit=$usual begin=$(date +%s)
+        over skipped "$left s were left of the budget"
+        continue
     fi
-done
-step benches required ./bin/benches --bench cuda
-for script in compare_*.py; do
-    name=${script%.py}
-    step "$name" optional "$python" "$script" --library lib/libcollimate.so --header lib/collimate.h --out "$results/$name"
-done
-step training optional "$python" measure_training.py --binary ./bin/collimate --out "$results/training"
-
-{
-    echo
-    echo "## Benches"
-    echo
-    echo '```text'
-    grep -E ' ms, .*(GB|GFLOP)/s' "$results/benches.log"
-    echo '```'
-    for table in "$results"/compare_*.md "$results/training.md"; do
-        if [ -f "$table" ]; then echo && cat "$table"; fi
-    done
-} >>"$summary"
-cat "$summary"
-exit $failed
+    begin=$(date +%s) under_way=$name
+    echo "== $name, at most $limit s"
+    COLLIMATE_DEADLINE=$((begin + limit)) COLLIMATE_SECONDS=$limit \
+        timeout -k 5 "$limit" ./phases.sh "$name" </dev/null >"$logs/$name.log" 2>&1 &
+    wait $!
+    status=$?
+    end_group
+    under_way=""
+    last=$(grep -v '^[[:space:]]*$' "$logs/$name.log" | tail -n 1 | tr '\t' ' ' | cut -c1-200)
+    case $status in
+        0) outcome=passed why="" ;;
+        77) outcome="not run" why=$last ;;
+        124 | 137) outcome="over its limit" why=$last ;;
+        *) outcome=FAILED why=$last ;;
+    esac
+    case $status in
+        0 | 77) ;;
+        *) [ "$needed" = optional ] || failed=1 ;;
+    esac
+    over "$outcome" "$why"
+    report
+done 3<<<"$phases"
+finish $failed

@@ -40,12 +40,12 @@ struct Value {
     float weight, m, v;
 };
 
-// The roundings are those of torch on a processor with FMA.
+// The roundings are those of torch on a processor with FMA, and of the CPU's code: nothing else may be fused.
 __device__ __forceinline__ Value update(Value value, float grad, float scale, float keep, const Coefficients &c) {
-    const float g = grad * scale;
-    const float m = fmaf(c.lerp1, g - value.m, value.m), v = fmaf(c.lerp2 * g, g, value.v * c.beta2);
+    const float g = __fmul_rn(grad, scale);
+    const float m = fmaf(c.lerp1, g - value.m, value.m), v = fmaf(__fmul_rn(c.lerp2, g), g, __fmul_rn(value.v, c.beta2));
     const float denominator = sqrtf(v) / c.root2 + c.eps;
-    return {__fadd_rn(__fmul_rn(value.weight, keep), c.rate * m / denominator), m, v};
+    return {__fadd_rn(__fmul_rn(value.weight, keep), __fmul_rn(c.rate, m) / denominator), m, v};
 }
 
 template <class T, Access access>

@@ -81,14 +81,16 @@ __global__ void __launch_bounds__(kForwardThreads)
                     }
                     best = fmaxf(best, __shfl_xor_sync(kFullWarp, best, 1));
                     best = fmaxf(best, __shfl_xor_sync(kFullWarp, best, 2));
-                    const float base = best * to_log2, shrink = exp2_approx(largest[m][half] * to_log2 - base);
+                    // rounded alone: fused, the shrink would be beside 1 where the largest stays, tile after tile
+                    const float base = __fmul_rn(best, to_log2);
+                    const float shrink = exp2_approx(__fmul_rn(largest[m][half], to_log2) - base);
                     largest[m][half] = best;
                     float sum = sums[m][half] * shrink;
 #pragma unroll
                     for (int n = 0; n < kCount; n++) {
 #pragma unroll
                         for (int i = 2 * half; i < 2 * half + 2; i++) {
-                            logits[m][n][i] = exp2_approx(logits[m][n][i] * to_log2 - base);
+                            logits[m][n][i] = exp2_approx(fmaf(logits[m][n][i], to_log2, -base));
                             sum += logits[m][n][i];
                         }
                     }
@@ -117,7 +119,7 @@ __global__ void __launch_bounds__(kForwardThreads)
             sum += __shfl_xor_sync(kFullWarp, sum, 2);
             const int r = row + m * kRows + half * 8 + lane / 4;
             if (lse && lane % 4 == 0 && r < block.count) {
-                lse[(block.row + r) * lse_stride + head] = (largest[m][half] * to_log2 + log2f(sum)) * kLn2;
+                lse[(block.row + r) * lse_stride + head] = (__fmul_rn(largest[m][half], to_log2) + log2f(sum)) * kLn2;
             }
             sums[m][half] = 1.0f / sum;
         }

@@ -218,7 +218,7 @@ __device__ __forceinline__ void differentiate(float *p, float *ds, const float (
         const int row = place.row + i;
         for (int j = 0; j < kMicro; j++) {
             const int key = place.column + kLanes * j, at = row * kTilePitch + key;
-            const float y = seen(row, key) ? exp2_approx(logits[i][j] * to_log2 - lse[row]) : 0.0f;
+            const float y = seen(row, key) ? exp2_approx(fmaf(logits[i][j], to_log2, -lse[row])) : 0.0f;
             p[at] = y;
             ds[at] = y * (dp[i][j] - delta[row]);
         }

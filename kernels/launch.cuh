@@ -19,13 +19,24 @@ struct Grid {
     size_t shared_bytes = 0;
 };
 
+// Lets blocks of `kernel` have as much shared memory as the current device gives one. The same number whatever the
+// launch, so that no thread lowers what another has just asked for; and told anew each time, since a device's context
+// that is closed forgets it.
+template <auto kernel>
+cudaError_t allow_most_shared_memory() {
+    int device = 0, most = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status != cudaSuccess) return status;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
 // Launches `kernel` on the stream; nothing to do is no launch. Returns a status of the contract.
 template <auto kernel, class... Arguments>
 int launch(const Grid &grid, void *stream, Arguments... arguments) {
     if (grid.blocks.x == 0 || grid.blocks.y == 0) return COLLIMATE_OK;
     if (grid.shared_bytes > kSharedWithoutAsking) {
-        const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                        static_cast<int>(grid.shared_bytes));
+        const cudaError_t status = allow_most_shared_memory<kernel>();
         if (status != cudaSuccess) return static_cast<int>(status);
     }
     note_launch<kernel>();

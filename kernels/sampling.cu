@@ -65,8 +65,8 @@ struct Row {
     float top, scale;
 
     __device__ __forceinline__ float logit(int i) const { return to_float(logits[i]); }
-    // The probability over that of the likeliest token.
-    __device__ __forceinline__ float odds(int i) const { return expf((logit(i) - top) * scale); }
+    // The probability over that of the likeliest token. Computed in many places, so never fused with what follows.
+    __device__ __forceinline__ float odds(int i) const { return expf(__fmul_rn(logit(i) - top, scale)); }
     __device__ __forceinline__ Shares shares(int i) const { return static_cast<Shares>(odds(i) * kShares); }
     __device__ __forceinline__ uint32_t key(int i) const { return key_of(logit(i)) >> kIdleBits<T>; }
 };

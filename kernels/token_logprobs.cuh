@@ -46,9 +46,10 @@ struct Rows {
     Map map;
 };
 
+// Rounded alone: fused with the subtraction of the maximum, the product would leave the largest logit beside 0.
 template <Cap cap>
 __device__ __forceinline__ float capped(float x, const Map &map) {
-    return cap == Cap::kNone ? x : map.cap * tanhf(x * map.inverse_cap);
+    return cap == Cap::kNone ? x : __fmul_rn(map.cap, tanhf(__fmul_rn(x, map.inverse_cap)));
 }
 
 template <class T, Cap cap, Statistics statistics>
@@ -155,7 +156,7 @@ __device__ __forceinline__ void write_row(const Rows<T> &rows, int64_t row, cons
     if (!(fabsf(lse) < INFINITY)) report_error(rows.error, COLLIMATE_ERROR_LOGITS, row, __float_as_int(lse));
     if (statistics != Statistics::kAll) return;
     const collimate_token_statistics &to = rows.statistics;
-    if (to.entropy) to.entropy[row] = nothing ? 0.0f : log_sum - kLn2 * (total.dot / (total.ones + total.rest));
+    if (to.entropy) to.entropy[row] = nothing ? 0.0f : fmaf(-kLn2, total.dot / (total.ones + total.rest), log_sum);
     if (to.hit) to.hit[row] = !nothing && x >= total.max ? 1.0f : 0.0f;
     if (to.mean_logit) to.mean_logit[row] = nothing ? 0.0f : total.logits / static_cast<float>(rows.vocab);
     if (to.log_sum_p2) to.log_sum_p2[row] = nothing ? 0.0f : logf(total.squares) - 2.0f * log_sum;
@@ -217,7 +218,10 @@ __device__ __forceinline__ void write_gradient(const Rows<T> &rows, int64_t row,
                     if (first + j == target) {
                         value = -gradient.slope * expm1f(fmaf(s, gradient.log_scale, -gradient.log_sum));
                     }
-                    if (cap == Cap::kTanh) value *= 1.0f - x * rows.map.inverse_cap * (x * rows.map.inverse_cap);
+                    if (cap == Cap::kTanh) {
+                        const float tanh = __fmul_rn(x, rows.map.inverse_cap);
+                        value *= fmaf(-tanh, tanh, 1.0f);
+                    }
                 }
                 packs[i].elements[j] = from_float<T>(value);
             }

@@ -1,4 +1,4 @@
-"""The table of scripts/kernel-resources.sh, from the logs of ptxas and the cubins in a folder."""
+"""The table of scripts/kernel-resources.sh, from what scripts/kernels.sh leaves: the logs of ptxas and the cubins."""
 
 import glob
 import re
@@ -6,8 +6,16 @@ import struct
 import subprocess
 import sys
 
-REGISTERS_OF_SM, THREADS_OF_SM, BLOCKS_OF_SM, WARP = 65536, 2048, 32, 32
-SHARED_OF_SM = {"80": 164 << 10, "90": 228 << 10}
+REGISTERS_OF_SM, WARP = 65536, 32
+# Of a multiprocessor, by architecture: threads, blocks, bytes of shared memory.
+SM = {
+    "80": (2048, 32, 164 << 10),
+    "86": (1536, 16, 100 << 10),
+    "89": (1536, 24, 100 << 10),
+    "90": (2048, 32, 228 << 10),
+    "100": (2048, 32, 228 << 10),
+    "120": (1536, 24, 100 << 10),
+}
 SHARED_OF_SYSTEM = 1 << 10  # in each block
 LAUNCHES = "target/emulate/plain/kernels.tsv"
 EIFMT_SVAL, EIATTR_MAX_THREADS, EIATTR_REQNTID = 4, 0x05, 0x10
@@ -45,9 +53,10 @@ def occupancy(arch, registers, threads, shared):
     """Per cent of the warps of a multiprocessor; registers are given to warps in units of 256."""
     warps = -(-threads // WARP)
     of_warp = -(-registers * WARP // 256) * 256
-    by_shared = SHARED_OF_SM.get(arch, SHARED_OF_SM["80"]) // (shared + SHARED_OF_SYSTEM)
-    blocks = min(REGISTERS_OF_SM // (of_warp * warps), THREADS_OF_SM // threads, BLOCKS_OF_SM, by_shared)
-    return blocks * warps * 100 // (THREADS_OF_SM // WARP)
+    all_threads, most_blocks, all_shared = SM.get(arch, SM["80"])
+    by_shared = all_shared // (shared + SHARED_OF_SYSTEM)
+    blocks = min(REGISTERS_OF_SM // (of_warp * warps), all_threads // threads, most_blocks, by_shared)
+    return blocks * warps * 100 // (all_threads // WARP)
 
 
 def dynamic_shared():
@@ -90,8 +99,10 @@ def readable(names):
 
 def kernels(folder):
     for log in sorted(glob.glob(f"{folder}/*.log")):
-        with open(log.removesuffix(".log") + ".cubin", "rb") as file:
-            sizes = block_sizes(file.read())
+        sizes = {}
+        for cubin in glob.glob(f"{log.removesuffix('.log')}/*.cubin"):
+            with open(cubin, "rb") as file:
+                sizes |= block_sizes(file.read())
         name = arch = stack = None
         for line in open(log):
             if found := re.search(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", line):
@@ -112,7 +123,7 @@ def span(values):
 def main():
     rows = list(kernels(sys.argv[1]))
     short = readable([row[0] for row in rows])
-    archs = sorted({row[1] for row in rows})
+    archs = sorted({row[1] for row in rows}, key=int)
     failures = [] if rows else ["no kernel was compiled"]
     launched = dynamic_shared()
     table = {}

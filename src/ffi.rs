@@ -22,8 +22,15 @@ use crate::{Error, Plain, Result};
 mod bindings;
 
 /// What tests steer in the emulator: bindings made from `kernels/emulate/control.h`.
-#[cfg(all(test, feature = "emulate"))]
-#[allow(unreachable_pub)]
+#[cfg(feature = "emulate")]
+#[allow(
+    dead_code,
+    missing_docs,
+    non_camel_case_types,
+    unreachable_pub,
+    clippy::missing_safety_doc,
+    clippy::undocumented_unsafe_blocks
+)]
 pub mod control;
 
 /// Queues a launcher of the contract on a device: `launch!(OP, cuda, collimate_x(arguments))`, in

@@ -21,7 +21,14 @@ pub fn all(bench: &mut Bench<'_>) {
     }
 }
 
+/// As many heads as an emulated GPU can do.
+fn fitting(bench: &Bench<'_>, heads: Heads) -> Heads {
+    Heads::new(bench.size(heads.heads, 2), bench.size(heads.kv_heads, 1), heads.head_dim)
+}
+
 fn training<T: Element>(bench: &mut Bench<'_>, sequences: usize, length: usize, heads: Heads) {
+    let (sequences, length) = (bench.size(sequences, 2), bench.size(length, 133));
+    let heads = fitting(bench, heads);
     let device = &bench.device();
     let Heads { heads: count, kv_heads, head_dim, .. } = heads;
     let (rows, columns) = (sequences * length, count * head_dim);
@@ -59,6 +66,8 @@ fn training<T: Element>(bench: &mut Bench<'_>, sequences: usize, length: usize, 
 
 /// A token of each sequence against a cache of `length` rows of each.
 fn decoding<T: Element>(bench: &mut Bench<'_>, sequences: usize, length: usize, heads: Heads) {
+    let (sequences, length) = (bench.size(sequences, 2), bench.size(length, 133));
+    let heads = fitting(bench, heads);
     let device = &bench.device();
     let Heads { heads: count, kv_heads, head_dim, .. } = heads;
     let (rows, width) = (sequences * length, kv_heads * head_dim);

@@ -17,6 +17,8 @@ pub fn all(bench: &mut Bench<'_>) {
 
 /// Every other row of `rows`, in an order that jumps.
 fn shape<T: Element>(bench: &mut Bench<'_>, rows: usize, gathered: usize, hidden: usize) {
+    let (rows, gathered) = (bench.size(rows, 32), bench.size(gathered, 16));
+    let hidden = bench.size(hidden, 256);
     let device = &bench.device();
     let picked = (0..gathered).map(|i| (2 * (i * 613 % gathered)) as i32);
     let index = &Tensor::column(device, &picked.collect::<Vec<_>>()).expect("memory");

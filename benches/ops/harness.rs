@@ -10,11 +10,14 @@ use rayon::prelude::*;
 /// Buffers that a case goes through in turn hold as much together: three times the largest cache.
 const PAST_CACHES: usize = 192 << 20;
 
+/// Set, an emulated GPU is taken for one, at sizes that it can do: what is printed is right but for its times.
+const REHEARSE: &str = "COLLIMATE_REHEARSE";
+
 /// The devices that are measured.
 pub fn devices() -> Vec<Device> {
     let mut devices = vec![Device::Cpu];
     match Device::cuda(0) {
-        Ok(_) if cfg!(feature = "emulate") => {
+        Ok(_) if cfg!(feature = "emulate") && std::env::var_os(REHEARSE).is_none() => {
             println!("not measured on a GPU: this build emulates one");
         }
         Ok(gpu) => devices.push(gpu),
@@ -51,6 +54,11 @@ impl<'a> Bench<'a> {
     /// Whether that is a GPU.
     pub fn on_gpu(&self) -> bool {
         self.device != Device::Cpu
+    }
+
+    /// A size: `full`, but at most `tiny` where the GPU is emulated.
+    pub fn size(&self, full: usize, tiny: usize) -> usize {
+        if cfg!(feature = "emulate") && self.on_gpu() { full.min(tiny) } else { full }
     }
 
     /// Measures what `setup` returns, a function of the number of the iteration that moves `bytes`.
@@ -92,7 +100,7 @@ impl<'a> Bench<'a> {
     ) -> Option<f64> {
         let device = self.device.clone();
         let mut group = self.criterion.benchmark_group(format!("{family}/{}", short(&device)));
-        quick(&mut group);
+        pace(&mut group, &device);
         group.throughput(throughput);
         let (mut setup, mut run) = (Some(setup), None);
         let (mut seconds, mut done) = (Vec::new(), 0);
@@ -129,8 +137,9 @@ pub fn rotated<T>(bytes: usize, make: impl FnMut(usize) -> T) -> Vec<T> {
     (0..PAST_CACHES.div_ceil(bytes.max(1)).clamp(1, 64)).map(make).collect()
 }
 
-/// `rows` rows on `device` that repeat `block`, which holds whole rows.
+/// `rows` rows on `device` that repeat `block`, which holds whole rows and is uploaded once.
 pub fn repeated<T: Plain>(device: &Device, block: &Tensor<T>, rows: usize) -> Result<Tensor<T>> {
+    let block = block.to_device(device)?;
     let mut out = Tensor::zeros(device, rows, block.cols())?;
     for start in (0..rows).step_by(block.rows()) {
         let count = block.rows().min(rows - start);
@@ -155,9 +164,11 @@ pub fn noise<T: Element>(device: &Device, rows: usize, cols: usize) -> Tensor<T>
     repeated(device, &block, rows).expect("memory")
 }
 
-fn quick(group: &mut BenchmarkGroup<'_, WallTime>) {
-    group.sample_size(20).warm_up_time(Duration::from_millis(200));
-    group.measurement_time(Duration::from_millis(800));
+/// A GPU's times spread little, and it may be there for minutes: a quarter of the time, and ten samples.
+fn pace(group: &mut BenchmarkGroup<'_, WallTime>, device: &Device) {
+    let (samples, milliseconds) = if *device == Device::Cpu { (20, 200) } else { (10, 50) };
+    group.sample_size(samples).warm_up_time(Duration::from_millis(milliseconds));
+    group.measurement_time(Duration::from_millis(4 * milliseconds)).nresamples(1001);
 }
 
 fn short(device: &Device) -> &'static str {
@@ -182,7 +193,11 @@ fn timed(device: &Device, iterations: u64, mut run: impl FnMut()) -> Duration {
 
 /// Bytes a second, read and written, of the best of some copies.
 fn copy_bandwidth(device: &Device) -> f64 {
-    let bytes: usize = if *device == Device::Cpu { 256 << 20 } else { 1 << 30 };
+    let bytes: usize = match device {
+        Device::Cpu => 256 << 20,
+        _ if cfg!(feature = "emulate") => 16 << 20,
+        _ => 1 << 30,
+    };
     let from = Tensor::<f32>::zeros(device, bytes >> 12, 1 << 10).expect("memory");
     let mut to = Tensor::<f32>::zeros(device, bytes >> 12, 1 << 10).expect("memory");
     let mut copy = || match (from.as_slice(), to.as_mut_slice()) {

@@ -20,6 +20,8 @@ pub fn all(bench: &mut Bench<'_>) {
 
 /// `rows` scored tokens in sequences of 128.
 fn head<T: Element<Stat = f32>>(bench: &mut Bench<'_>, rows: usize, vocab: usize, hidden: usize) {
+    let (rows, vocab, hidden) =
+        (bench.size(rows, 128), bench.size(vocab, 517), bench.size(hidden, 16));
     let device = &bench.device();
     let id = format!("forward and backward/{rows}x{hidden}x{vocab} {}", T::DTYPE);
     bench.flops_case("linear_token_logprobs", &id, 6 * rows * vocab * hidden, || {

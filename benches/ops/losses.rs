@@ -10,7 +10,7 @@ use collimate::{Device, Tensor};
 use crate::harness::Bench;
 
 pub fn all(bench: &mut Bench<'_>) {
-    for pairs in [64, 4096] {
+    for pairs in [64, bench.size(4096, 96)] {
         for objective in ["sigmoid", "ipo", "sigmoid:1,sft:0.2"] {
             paired(bench, objective, pairs);
         }

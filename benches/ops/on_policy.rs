@@ -11,6 +11,7 @@ use crate::harness::{Bench, noise};
 
 pub fn all(bench: &mut Bench<'_>) {
     for (sequences, length) in [(64, 64), (512, 128)] {
+        let (sequences, length) = (bench.size(sequences, 8), bench.size(length, length / 4));
         let (device, tokens) = (&bench.device(), sequences * length);
         let id = |what: &str| format!("{what}/{sequences}x{length}");
         let ends: Vec<i32> = (0..=sequences).map(|s| (s * length) as i32).collect();

@@ -17,6 +17,7 @@ pub fn all(bench: &mut Bench<'_>) {
 
 /// Master weights, moments and gradients in float32; weights of the type are rounded from them.
 fn arenas<T: Element<Stat = f32>>(bench: &mut Bench<'_>, rows: usize, cols: usize) {
+    let rows = bench.size(rows, 8);
     let device = &bench.device();
     let values = rows * cols;
     if T::DTYPE == f32::DTYPE {

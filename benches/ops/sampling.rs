@@ -17,6 +17,7 @@ pub fn all(bench: &mut Bench<'_>) {
 }
 
 fn filters<T: Element>(bench: &mut Bench<'_>, rows: usize, vocab: usize) {
+    let (rows, vocab) = (bench.size(rows, 2), bench.size(vocab, 1031));
     let device = &bench.device();
     let bytes = rows * vocab * size_of::<T>();
     let all = Sampling { temperature: 1.0, seed: 3, ..Sampling::greedy() };

@@ -8,8 +8,8 @@ use collimate::{Device, Tensor};
 use crate::harness::Bench;
 
 pub fn all(bench: &mut Bench<'_>) {
-    for sequences in [16, 128] {
-        shape(bench, sequences, 512);
+    for sequences in [16, bench.size(128, 20)] {
+        shape(bench, sequences, bench.size(512, 40));
     }
 }
 

@@ -31,8 +31,8 @@ pub fn all(bench: &mut Bench<'_>) {
     }
 }
 
-/// Logits as a trained model has them: a few large, most of them small.
-fn logits<T: Element>(device: &Device, rows: usize, vocab: usize) -> Tensor<T> {
+/// The rows that logits repeat, as a trained model has them: a few large, most of them small.
+fn block<T: Element>(device: &Device, rows: usize, vocab: usize) -> Tensor<T> {
     let mut state = 1u64;
     let block = rows.min(64);
     let value = |_| {
@@ -43,7 +43,7 @@ fn logits<T: Element>(device: &Device, rows: usize, vocab: usize) -> Tensor<T> {
     };
     let values = (0..block * vocab).map(value).collect();
     let block = Tensor::from_vec(values, block, vocab).expect("a shape");
-    repeated(device, &block, rows).expect("memory")
+    block.to_device(device).expect("memory")
 }
 
 /// Of 100 rows, the first `skipped` are prompt.
@@ -53,13 +53,17 @@ fn targets(device: &Device, rows: usize, vocab: usize, skipped: usize) -> Tensor
 }
 
 fn shape<T: Element>(bench: &mut Bench<'_>, rows: usize, vocab: usize, skipped: usize) {
+    let (rows, vocab) = (bench.size(rows, 5), bench.size(vocab, 1031));
     let device = &bench.device();
     let scored = (0..rows).filter(|r| r % 100 >= skipped).count();
     let read = scored * vocab * size_of::<T>();
     let whole = rows * vocab * size_of::<T>();
     let id = |what: &str| format!("{what}/{rows}x{vocab} {} {skipped}% skipped", T::DTYPE);
     let options = &TokenLogprobsOptions::default();
-    let several = || rotated(read, |_| logits::<T>(device, rows, vocab));
+    let several = || {
+        let block = block::<T>(device, rows, vocab);
+        rotated(read, |_| repeated(device, &block, rows).expect("memory"))
+    };
     let targets = &targets(device, rows, vocab, skipped);
 
     for (name, wanted) in [("forward", Wanted::default()), ("forward, all statistics", ALL)] {

@@ -24,6 +24,7 @@ pub fn all(bench: &mut Bench<'_>) {
 }
 
 fn norm<T: Element>(bench: &mut Bench<'_>, rows: usize, hidden: usize) {
+    let (rows, hidden) = (bench.size(rows, 8), bench.size(hidden, 256));
     let device = &bench.device();
     let bytes = rows * hidden * size_of::<T>();
     let id = |what: &str| format!("{what}/{rows}x{hidden} {}", T::DTYPE);
@@ -63,6 +64,7 @@ fn norm<T: Element>(bench: &mut Bench<'_>, rows: usize, hidden: usize) {
 }
 
 fn gate<T: Element>(bench: &mut Bench<'_>, rows: usize, ff: usize) {
+    let (rows, ff) = (bench.size(rows, 8), bench.size(ff, 192));
     let device = &bench.device();
     let bytes = rows * ff * size_of::<T>();
     let id = |what: &str| format!("{what}/{rows}x{ff} {}", T::DTYPE);
@@ -80,6 +82,7 @@ fn gate<T: Element>(bench: &mut Bench<'_>, rows: usize, ff: usize) {
 }
 
 fn rotation<T: Element>(bench: &mut Bench<'_>, rows: usize, heads: usize, head_dim: usize) {
+    let (rows, heads) = (bench.size(rows, 8), bench.size(heads, 2));
     let device = &bench.device();
     let bytes = rows * heads * head_dim * size_of::<T>();
     let id = |what: &str| format!("{what}/{rows}x{heads}x{head_dim} {}", T::DTYPE);
@@ -102,6 +105,8 @@ fn rotation<T: Element>(bench: &mut Bench<'_>, rows: usize, heads: usize, head_d
 }
 
 fn table<T: Element>(bench: &mut Bench<'_>, rows: usize, vocab: usize, hidden: usize) {
+    let (rows, hidden) = (bench.size(rows, 32), bench.size(hidden, 256));
+    let vocab = bench.size(vocab, 517);
     let device = &bench.device();
     let bytes = rows * hidden * size_of::<T>();
     let id = |what: &str| format!("{what}/{rows} of {vocab}x{hidden} {}", T::DTYPE);

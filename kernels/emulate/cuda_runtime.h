@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <tuple>
 #include <type_traits>
 
@@ -40,7 +42,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline void __syncthreads(COLLIMATE_SITE) { ::collimate::emulate::block_barrier(site); }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, COLLIMATE_SITE) {
-    ::collimate::emulate::warp_exchange(nullptr, 0, mask, site);
+    ::collimate::emulate::warp_barrier(mask, site);
 }
 
 namespace collimate::emulate {
@@ -51,7 +53,7 @@ T exchange(unsigned mask, T value, int source, Site site) {
     const unsigned char *slots = warp_exchange(&value, sizeof value, mask, site);
     if (source < 0 || source >= kWarp) return value;
     T other;
-    std::memcpy(&other, slots + source * kSlotBytes, sizeof other);
+    read_slot(&other, slots, source, 0, sizeof other);
     return other;
 }
 
@@ -79,7 +81,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, COLLIMATE_SITE) {
     unsigned votes = 0;
     for (int lane = 0; lane < ::collimate::emulate::kWarp; lane++) {
         int vote;
-        std::memcpy(&vote, slots + lane * ::collimate::emulate::kSlotBytes, sizeof vote);
+        ::collimate::emulate::read_slot(&vote, slots, lane, 0, sizeof vote);
         votes |= unsigned(vote == 1) << lane;
     }
     return votes;
@@ -113,9 +115,27 @@ inline int __float_as_int(float value) { return int(__float_as_uint(value)); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return unsigned(((std::uint64_t(high) << 32) | low) >> (shift & 31));
 }
-// Kept apart from their neighbours: never a part of a fused multiply-add.
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
+namespace collimate::emulate {
+
+// The value, hidden from the compiler's contractions where they are switched on.
+inline float apart(float value) {
+#if defined(__x86_64__)
+    asm("" : "+x"(value));
+    return value;
+#elif defined(__aarch64__)
+    asm("" : "+w"(value));
+    return value;
+#else
+    volatile float kept = value;
+    return kept;
+#endif
+}
+
+}  // namespace collimate::emulate
+
+// Never a part of a fused multiply-add.
+inline float __fadd_rn(float a, float b) { return ::collimate::emulate::apart(a) + ::collimate::emulate::apart(b); }
+inline float __fmul_rn(float a, float b) { return ::collimate::emulate::apart(a * b); }
 using std::isfinite;
 using std::max;
 using std::min;
@@ -127,6 +147,8 @@ constexpr cudaError_t cudaSuccess = 0;
 constexpr cudaError_t cudaErrorInvalidValue = 1;
 using cudaStream_t = void *;
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 // The fields of the real one in its order; two of their names are macros here.
 struct cudaLaunchConfig_t {
     dim3 blocks, threads;
@@ -136,26 +158,53 @@ struct cudaLaunchConfig_t {
     unsigned attribute_count;
 };
 
-inline cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t) {
-    std::memset(memory, value, bytes);
+inline cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream) {
+    return ::collimate::emulate::fill(memory, value, bytes, stream);
+}
+inline cudaError_t cudaGetDevice(int *device) {
+    *device = ::collimate::emulate::device();
     return cudaSuccess;
 }
-// A block may have no more than this of the GPUs of compute capability 8.6, 8.9 and 12.0, which have the least.
-constexpr int kSharedBytesOfBlock = 99 << 10;
+inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int) {
+    *value = ::collimate::emulate::kSharedBytesOfBlock;
+    return cudaSuccess;
+}
 template <class... Parameters>
-cudaError_t cudaFuncSetAttribute(void (*)(Parameters...), cudaFuncAttribute, int bytes) {
-    return bytes <= kSharedBytesOfBlock ? cudaSuccess : cudaErrorInvalidValue;
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+    return ::collimate::emulate::set_shared_limit(reinterpret_cast<const void *>(kernel), bytes);
 }
 
-// Runs the kernel to its end on the calling thread and its helpers.
+// No launcher may call these: they are here so that the test of graph capture finds one that does.
+inline cudaError_t cudaMallocAsync(void **memory, size_t bytes, cudaStream_t) {
+    if (const int status = ::collimate::emulate::outside_capture("cudaMallocAsync")) return status;
+    *memory = std::malloc(bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaFreeAsync(void *memory, cudaStream_t) {
+    if (const int status = ::collimate::emulate::outside_capture("cudaFreeAsync")) return status;
+    std::free(memory);
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+    if (const int status = ::collimate::emulate::outside_capture("a copy of the host's memory")) return status;
+    std::memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return ::collimate::emulate::outside_capture("cudaStreamSynchronize");
+}
+
+// Runs the kernel to its end on the calling thread and its helpers, or records it where the thread captures.
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...),
                                Arguments &&...arguments) {
     using Call = std::tuple<void (*)(Parameters...), std::tuple<Parameters...>>;
-    const Call call{kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)};
-    auto body = [](const void *erased) {
+    const auto body = [](const void *erased) {
         const Call &call = *static_cast<const Call *>(erased);
         std::apply(std::get<0>(call), std::get<1>(call));
     };
-    return ::collimate::emulate::run({config->blocks, config->threads, config->shared_bytes, body, &call});
+    const auto call = std::make_shared<const Call>(kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...));
+    return ::collimate::emulate::launch({config->blocks, config->threads, config->shared_bytes,
+                                         reinterpret_cast<const void *>(kernel), body, call},
+                                        config->stream);
 }

@@ -1,5 +1,6 @@
 // The scheduler of machine.h. Never compiled with a sanitizer: it tells them what happened instead.
 #include "machine.h"
+#include "capture.h"
 #include "fiber.h"
 
 #include <sys/mman.h>
@@ -145,6 +146,25 @@ std::uint64_t initial_seed() {
 }
 std::atomic<std::uint64_t> current_seed{initial_seed()};
 
+// Copies with no call of memcpy, which the sanitizers replace by one that they watch.
+void copy_unseen(void *to, const void *from, size_t bytes) {
+    switch (bytes) {
+        case 2: __builtin_memcpy(to, from, 2); return;
+        case 4: __builtin_memcpy(to, from, 4); return;
+        case 8: __builtin_memcpy(to, from, 8); return;
+        case 16: __builtin_memcpy(to, from, 16); return;
+        case kSlotBytes: for (size_t i = 0; i < kSlotBytes; i += 16) {
+                __builtin_memcpy(static_cast<char *>(to) + i, static_cast<const char *>(from) + i, 16);
+                asm volatile("" ::: "memory");
+            }
+            return;
+        default: for (size_t i = 0; i < bytes; i++) {
+                static_cast<char *>(to)[i] = static_cast<const char *>(from)[i];
+                asm volatile("" ::: "memory");
+            }
+    }
+}
+
 Fiber &running() {
     return *reinterpret_cast<Fiber *>(reinterpret_cast<char *>(current) - offsetof(Fiber, thread));
 }
@@ -165,7 +185,7 @@ void fiber_main() {
     acquire(block.shared->start_tag);
     acquire(block.start_tag);
     acquire(block.end_tags[(block.uses + 1) % 2]);
-    block.shared->launch.body(block.shared->launch.arguments);
+    block.shared->launch.body(block.shared->launch.arguments.get());
     release(block.shared->end_tag);
     release(block.end_tags[block.uses % 2]);
     yield(State::kReturned, {}, true);
@@ -391,18 +411,27 @@ void block_barrier(Site site) {
     acquire(tag);
 }
 
-const unsigned char *warp_exchange(const void *value, size_t bytes, unsigned mask, Site site) {
-    if (mask != 0xffffffffu) misuse("a warp collective without a full mask", site);
-    Fiber &fiber = running();
-    unsigned generation = fiber.warp->generation;
-    unsigned char *slots = fiber.warp->slots[generation & 1];
-    if (bytes > kSlotBytes) misuse("an exchange larger than a slot", site);
-    std::memcpy(slots + fiber.thread.lane * kSlotBytes, value, bytes);
-    char *tag = fiber.warp->tags[generation % kTags];
+void warp_barrier(unsigned mask, Site site) {
+    if (mask != 0xffffffffu) misuse("a warp barrier without a full mask", site);
+    Warp &warp = *running().warp;
+    char *tag = warp.tags[warp.generation % kTags];
     release(tag);
     yield(State::kAtWarp, site);
     acquire(tag);
+}
+
+const unsigned char *warp_exchange(const void *value, size_t bytes, unsigned mask, Site site) {
+    if (mask != 0xffffffffu) misuse("a warp collective without a full mask", site);
+    if (bytes > kSlotBytes) misuse("an exchange larger than a slot", site);
+    Fiber &fiber = running();
+    unsigned char *slots = fiber.warp->slots[fiber.warp->generation & 1];
+    copy_unseen(slots + fiber.thread.lane * kSlotBytes, value, bytes);
+    yield(State::kAtWarp, site);
     return slots;
+}
+
+void read_slot(void *to, const unsigned char *slots, int lane, size_t offset, size_t bytes) {
+    copy_unseen(to, slots + lane * kSlotBytes + offset, bytes);
 }
 
 void warp_multiply_add(Product &product, Site site) {
@@ -413,11 +442,11 @@ void warp_multiply_add(Product &product, Site site) {
         float a[16][16], b[16][8];
         for (int lane = 0; lane < kWarp; lane++) {
             Product part;
-            std::memcpy(&part, slots + lane * kSlotBytes, sizeof part);
+            copy_unseen(&part, slots + lane * kSlotBytes, sizeof part);
             const int group = lane / 4, pair = lane % 4 * 2;
             for (int i = 0; i < 8; i++) a[group + i / 2 % 2 * 8][pair + i / 4 * 8 + i % 2] = part.a[i];
             for (int i = 0; i < 4; i++) b[pair + i / 2 * 8 + i % 2][group] = part.b[i];
-            std::memcpy(warp.products[lane], part.c, sizeof part.c);
+            copy_unseen(warp.products[lane], part.c, sizeof part.c);
         }
         for (int row = 0; row < 16; row++) {
             float sums[8] = {};
@@ -429,7 +458,7 @@ void warp_multiply_add(Product &product, Site site) {
             }
         }
     }
-    std::memcpy(product.c, warp.products[running().thread.lane], sizeof product.c);
+    copy_unseen(product.c, warp.products[running().thread.lane], sizeof product.c);
 }
 
 void fence() {
@@ -452,18 +481,20 @@ Kernel::Kernel(const char *pretty_function) : name(pretty_function) {
 
 void name_next(Kernel &kernel) { next_kernel = &kernel; }
 
-int run(const Launch &launch) {
+namespace {
+
+// Runs a launch to its end.
+int run(const Launch &launch, Kernel *kernel) {
     Shared shared(launch);
     static std::atomic<std::uint64_t> launches{0};
     shared.number = ++launches;
     shared.seed = current_seed;
-    shared.kernel = next_kernel ? next_kernel->name.c_str() : "(not launched through launch())";
-    if (next_kernel) {
+    shared.kernel = kernel ? kernel->name.c_str() : "(not launched through launch())";
+    if (kernel) {
         std::lock_guard<std::mutex> guard(lock);
-        __atomic_add_fetch(&next_kernel->launches, 1, __ATOMIC_RELAXED);
-        next_kernel->shared_bytes = std::max(next_kernel->shared_bytes, launch.shared_bytes);
+        __atomic_add_fetch(&kernel->launches, 1, __ATOMIC_RELAXED);
+        kernel->shared_bytes = std::max(kernel->shared_bytes, launch.shared_bytes);
     }
-    next_kernel = nullptr;
     shared.block_order.resize(size_t(launch.grid.x) * launch.grid.y * launch.grid.z);
     Random{shared.seed, shared.seed != 0}.order(shared.block_order);
     release(shared.start_tag);
@@ -475,8 +506,39 @@ int run(const Launch &launch) {
     acquire(shared.end_tag);
     if (!shared.failed) return 0;
     std::lock_guard<std::mutex> guard(lock);
+    // threads that were left behind at a barrier have read them, and nothing orders their freeing after that
+    static auto *abandoned = new std::vector<std::shared_ptr<const void>>;
+    abandoned->push_back(launch.arguments);
     std::fprintf(stderr, "collimate, emulated: %s\n", last_report.c_str());
     return kLaunchFailure;
+}
+
+int run_or_capture(const Operation &operation) {
+    bool held;
+    const int status = capture(operation, held);
+    return status != 0 || held ? status : operation.run();
+}
+
+}  // namespace
+
+int launch(const Launch &launch, void *stream) {
+    Kernel *kernel = std::exchange(next_kernel, nullptr);
+    const int status = check_launch(launch);
+    if (status != 0) return status;
+    if (kernel && capturing.active) __atomic_add_fetch(&kernel->captures, 1, __ATOMIC_RELAXED);
+    return run_or_capture({stream, kernel, launch, [=] { return run(launch, kernel); }});
+}
+
+int fill(void *memory, int value, size_t bytes, void *stream) {
+    return run_or_capture({stream, nullptr, {}, [=] { return std::memset(memory, value, bytes), 0; }});
+}
+
+int replay(const Record &record) {
+    for (const Operation &operation : record.operations) {
+        const int status = operation.run();
+        if (status != 0) return status;
+    }
+    return 0;
 }
 
 void set_seed(std::uint64_t seed) { current_seed = seed; }
@@ -487,5 +549,17 @@ std::string take_report() {
 }
 
 const Kernel *kernels() { return first_kernel; }
+
+Sanitizer sanitizer() {
+#if COLLIMATE_SANITIZE_ADDRESS
+    return Sanitizer::kAddress;
+#elif COLLIMATE_SANITIZE_UNDEFINED
+    return Sanitizer::kUndefined;
+#elif COLLIMATE_SANITIZE_THREAD
+    return Sanitizer::kThread;
+#else
+    return Sanitizer::kNone;
+#endif
+}
 
 }  // namespace collimate::emulate

@@ -90,7 +90,7 @@ inline void load_matrices(unsigned (&matrices)[4], const void *row, COLLIMATE_SI
     const unsigned char *rows = emulate::warp_exchange(&own, sizeof own, 0xffffffffu, site);
     const int lane = emulate::current->lane;
     for (int i = 0; i < 4; i++) {
-        std::memcpy(&matrices[i], rows + (8 * i + lane / 4) * emulate::kSlotBytes + lane % 4 * 4, 4);
+        emulate::read_slot(&matrices[i], rows, 8 * i + lane / 4, lane % 4 * 4, 4);
     }
 }
 
@@ -102,7 +102,7 @@ inline void load_matrices_transposed(unsigned (&matrices)[4], const void *row, C
     for (int i = 0; i < 4; i++) {
         unsigned short halves[2];
         for (int j = 0; j < 2; j++) {
-            std::memcpy(&halves[j], rows + (8 * i + lane % 4 * 2 + j) * emulate::kSlotBytes + lane / 4 * 2, 2);
+            emulate::read_slot(&halves[j], rows, 8 * i + lane % 4 * 2 + j, lane / 4 * 2, 2);
         }
         matrices[i] = halves[0] | unsigned(halves[1]) << 16;
     }

@@ -51,7 +51,7 @@ void check(int count, bool unpaired, bool adds) {
     in_all_orders("aot_loss", [&] {
         for (auto *each : {&d, &losses, &rewards}) each->fill(0.5f);
         metrics.fill(0.5);
-        const int status = collimate_aot_loss(&batch, &config, workspace.data(), bytes, nullptr);
+        const int status = collimate_aot_loss(&batch, &config, workspace.data(), bytes, stream);
         expect(status == 0, "aot_loss returned %d", status);
         std::string text;
         for (auto *each : {&d, &losses, &rewards}) each->append_to(text);

@@ -159,11 +159,11 @@ void check(const std::vector<Segment> &segments, const Shape &shape, double forw
     Guarded<unsigned char> workspace(size_t(collimate_attention_backward_workspace(rows, shape.heads)));
     in_all_orders("attention", [&] {
         int status = collimate_attention_forward(out.memory.data(), lse.memory.data(), &inputs, lists.queries.data(),
-                                                 int64_t(lists.queries.size()), out.stride, lse.stride, nullptr);
+                                                 int64_t(lists.queries.size()), out.stride, lse.stride, stream);
         expect(status == 0, "attention forward returned %d", status);
         status = collimate_attention_backward(&gradients, &inputs, lists.queries.data(), lists.keys.data(),
                                               lists.readers.data(), rows, int64_t(lists.queries.size()),
-                                              int64_t(lists.keys.size()), workspace.data(), int64_t(workspace.size()), nullptr);
+                                              int64_t(lists.keys.size()), workspace.data(), int64_t(workspace.size()), stream);
         expect(status == 0, "attention backward returned %d", status);
         std::string bytes;
         for (const auto *matrix : {&out, &dq, &dk, &dv}) matrix->memory.append_to(bytes);
@@ -216,23 +216,58 @@ void check_decode(const std::vector<int> &lengths, const Shape &shape) {
     }
     const collimate_attention_inputs inputs = {q.memory.data(), k.memory.data(), v.memory.data(), q.stride, k.stride,
                                                shape.heads, shape.kv_heads, d, float(scale), Of<T>::dtype};
-    const auto run = [&](const Queries *blocks, int count, int most_keys) {
-        Guarded<unsigned char> workspace(size_t(collimate_attention_decode_workspace(count, shape.heads, d, most_keys)));
+    const auto room_for = [&](int count, int most_keys) {
+        return size_t(collimate_attention_decode_workspace(count, shape.heads, d, most_keys));
+    };
+    const auto run = [&](const Queries *blocks, int count, int most_keys, Guarded<unsigned char> &workspace) {
         const int status = collimate_attention_decode(out.memory.data(), &inputs, blocks, count, most_keys, out.stride,
-                                                      workspace.data(), int64_t(workspace.size()), nullptr);
-        expect(status == 0 && workspace.intact(), "attention decode returned %d", status);
+                                                      workspace.data(), int64_t(workspace.size()), stream);
+        expect(status == 0, "attention decode returned %d", status);
     };
     std::string together, alone;
+    Guarded<unsigned char> all(room_for(queries, cache));
     in_all_orders("attention decode", [&] {
-        run(list.data(), queries, cache);
+        run(list.data(), queries, cache, all);
         together.clear();
         out.memory.append_to(together);
         return together;
     });
     out.compare("decode", want, std::max(std::ldexp(1.0, -Of<T>::mantissa), 4e-6));
-    for (int i = 0; i < queries; i++) run(&list[i], 1, lengths[i]);
+    expect(all.intact(), "attention decode wrote outside its workspace");
+    for (int i = 0; i < queries; i++) {
+        Guarded<unsigned char> workspace(room_for(1, lengths[i]));
+        run(&list[i], 1, lengths[i], workspace);
+        expect(workspace.intact(), "attention decode of one query wrote outside its workspace");
+    }
     out.memory.append_to(alone);
     expect(alone == together, "attention decode hangs on the batch");
+}
+
+// Equal logits over many tiles: every key weighs the same, however far back it lies. Values of 1 and then of -1 add up to
+// nothing, where a maximum that stays must not scale what came before.
+template <class T>
+void check_level(int head_dim) {
+    const int keys = kSmallCases ? 512 : 4096;
+    Matrix<T> q(keys, head_dim, 0), k(keys, head_dim, 0), v(keys, head_dim, 0), out(1, head_dim, 0);
+    Matrix<float> lse(1, 1, 0);
+    const float entry = float(Of<T>::wide(Of<T>::from(3.3)));
+    for (int i = 0; i < keys * head_dim; i++) {
+        q.memory[size_t(i)] = k.memory[size_t(i)] = Of<T>::from(entry);
+        v.memory[size_t(i)] = Of<T>::from(i < keys / 2 * head_dim ? 1 : -1);
+    }
+    const float scale = 0.0837f;
+    const collimate_attention_inputs inputs = {q.memory.data(), k.memory.data(), v.memory.data(), head_dim, head_dim, 1, 1,
+                                               head_dim, scale, Of<T>::dtype};
+    const Queries last = {0, 1, keys - 1, 0, 0, 0};
+    const int status = collimate_attention_forward(out.memory.data(), lse.memory.data(), &inputs, &last, 1, head_dim, 1, nullptr);
+    expect(status == 0, "attention forward returned %d", status);
+    const double logit = double(entry) * entry * head_dim * scale, exact = logit + std::log(keys);
+    expect(std::fabs(lse.memory[0] - exact) <= 2e-6 * exact, "level logits %s %d: lse %.9g, exact %.9g", Of<T>::name, head_dim,
+           lse.memory[0], exact);
+    for (int c = 0; c < head_dim; c++) {
+        const double sum = Of<T>::wide(out.memory[size_t(c)]);
+        expect(std::fabs(sum) <= 2e-7, "level logits %s %d: column %d is %g, exact 0", Of<T>::name, head_dim, c, sum);
+    }
 }
 
 // Half an ulp of the output; backward also reads the rounded output.
@@ -271,6 +306,9 @@ void all_cases() {
 }  // namespace
 
 void attention() {
+    check_level<float>(34);
+    check_level<__nv_bfloat16>(64);
+    check_level<__half>(128);
     all_cases<float>();
     all_cases<__nv_bfloat16>();
     all_cases<__half>();

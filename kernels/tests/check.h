@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdarg>
 #include <cstdint>
@@ -19,12 +20,27 @@
 namespace test {
 
 inline int failures = 0, checks = 0;
-inline int orders = 8;  // COLLIMATE_TEST_ORDERS
-#if COLLIMATE_SANITIZE_THREAD
-constexpr bool kFewCases = true;  // races do not hang on the numbers, and the thread sanitizer is slow: every kernel still runs
-#else
-constexpr bool kFewCases = false;
-#endif
+inline int orders = 8;        // COLLIMATE_TEST_ORDERS
+inline bool captures = false;  // COLLIMATE_TEST_CAPTURE: every case runs once more, from the record of a capture
+inline void *stream = nullptr;  // what launchers are given: another one while a capture is under way
+// Addresses and races do not hang on the numbers, and the sanitizers are slow: every kernel and every edge still runs, at
+// smaller sizes, and with the thread sanitizer at few of them. Asked at run time, so that one build of the tests serves all.
+inline const bool kSmallCases = collimate::emulate::sanitizer() != collimate::emulate::Sanitizer::kNone;
+inline const bool kFewCases = collimate::emulate::sanitizer() == collimate::emulate::Sanitizer::kThread;
+
+// While it lives tests run in fewer orders: for what another case runs in all of them, at another size or type.
+class FewerOrders {
+    const int kept_ = orders;
+    const bool captured_ = captures;
+
+  public:
+    explicit FewerOrders(int most, bool capture = true) {
+        orders = std::min(orders, most);
+        captures &= capture;
+    }
+    FewerOrders(const FewerOrders &) = delete;
+    ~FewerOrders() { orders = kept_, captures = captured_; }
+};
 
 // One line per failure, and no more than a screenful.
 __attribute__((format(printf, 2, 3))) inline bool expect(bool holds, const char *format, ...) {
@@ -89,25 +105,33 @@ double ulp(double x) {
     return std::ldexp(1.0, exponent - Of<T>::mantissa);
 }
 
+// Ends the capture that is under way, if there is one, and runs what it recorded: outputs are there then.
+inline void run_captured() {
+    if (!stream) return;
+    collimate::emulate::Record record;
+    const int status = collimate::emulate::end_capture(stream, &record);
+    stream = nullptr;
+    expect(status == 0 && record.fault.empty(), "no graph can hold %s (%d)", record.fault.c_str(), status);
+    const int replayed = collimate::emulate::replay(record);
+    expect(replayed == 0, "a record returned %d", replayed);
+}
+
 // Elements between sentinels; `shift` elements past an aligned address. Under the address sanitizer its red zones
 // take the place of the sentinels, so that reads outside are seen as well.
 template <class T>
 class Guarded {
-#if COLLIMATE_SANITIZE_ADDRESS
-    static constexpr size_t kGuard = 0;
-#else
-    static constexpr size_t kGuard = 64;
-#endif
-    std::vector<unsigned char> fill_;
+    static size_t guard() { return collimate::emulate::sanitizer() == collimate::emulate::Sanitizer::kAddress ? 0 : 64; }
     unsigned char *memory_;
-    size_t before_, count_;
+    size_t before_, count_, after_;
 
   public:
-    explicit Guarded(size_t count, size_t shift = 0) : before_(kGuard + shift * sizeof(T)), count_(count) {
+    explicit Guarded(size_t count, size_t shift = 0)
+        : before_(guard() + shift * sizeof(T)), count_(count), after_(guard()) {
+        const size_t bytes = before_ + count * sizeof(T) + after_;
         void *memory;
-        if (posix_memalign(&memory, 64, before_ + count * sizeof(T) + kGuard + (kGuard == 0 && count == 0))) abort();
+        if (posix_memalign(&memory, 64, std::max<size_t>(bytes, 1))) abort();
         memory_ = static_cast<unsigned char *>(memory);
-        std::memset(memory_, 0xa5, before_ + count * sizeof(T) + kGuard);
+        std::memset(memory_, 0xa5, bytes);
     }
     Guarded(const Guarded &) = delete;
     ~Guarded() { std::free(memory_); }
@@ -123,17 +147,19 @@ class Guarded {
         for (size_t i = 0; i < before_; i++) {
             if (memory_[i] != 0xa5) return false;
         }
-        for (size_t i = 0; i < kGuard; i++) {
+        for (size_t i = 0; i < after_; i++) {
             if (memory_[before_ + count_ * sizeof(T) + i] != 0xa5) return false;
         }
         return true;
     }
     void append_to(std::string &bytes) const {
+        run_captured();
         bytes.append(reinterpret_cast<const char *>(data()), count_ * sizeof(T));
     }
 };
 
-// Runs `body`, which returns the bytes of its outputs, in the given orders of blocks, warps and lanes.
+// Runs `body`, which sets its outputs, launches and returns the outputs' bytes, in the given orders of blocks, warps and
+// lanes; and once more with its launches held back in a capture until the first output is asked for.
 template <class Body>
 void in_all_orders(const char *what, Body body) {
     std::string first;
@@ -146,6 +172,13 @@ void in_all_orders(const char *what, Body body) {
         if (!expect(bytes == first, "%s: order %d gives other bits than order 0", what, seed)) break;
     }
     collimate::emulate::set_seed(0);
+    if (!captures) return;
+    int handle;
+    stream = &handle;
+    expect(collimate::emulate::begin_capture(stream, collimate::emulate::CaptureMode::kHold) == 0, "%s: no capture", what);
+    const std::string bytes = body();
+    run_captured();
+    expect(bytes == first, "%s: other bits from a capture's record", what);
 }
 
 void token_logprobs();
@@ -163,6 +196,7 @@ void swiglu();
 void adamw();
 void sampling();
 void ppo_loss();
+void launches();
 void planted_right_forms();
 void planted_reports();
 // Runs the wrong kernel of that name; 0 if nothing was seen.

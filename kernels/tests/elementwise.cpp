@@ -54,15 +54,15 @@ void in_place(const Shape &shape) {
         });
     };
     const auto wide = [](T value) { return float(Of<T>::wide(value)); };
-    run("add", [&] { return collimate_add(y.data(), x.data(), rows, columns, stride, stride, dtype, nullptr); });
+    run("add", [&] { return collimate_add(y.data(), x.data(), rows, columns, stride, stride, dtype, stream); });
     expect_rows("add", y, before, shape, [&](float old, int r, int c) { return old + wide(x[size_t(r) * stride + c]); });
-    run("add_bias", [&] { return collimate_add(y.data(), row.data(), rows, columns, stride, 0, dtype, nullptr); });
+    run("add_bias", [&] { return collimate_add(y.data(), row.data(), rows, columns, stride, 0, dtype, stream); });
     expect_rows("add_bias", y, before, shape, [&](float old, int, int c) { return old + wide(row[c]); });
-    run("scale", [&] { return collimate_scale(y.data(), nullptr, 0.3f, rows, columns, stride, dtype, nullptr); });
+    run("scale", [&] { return collimate_scale(y.data(), nullptr, 0.3f, rows, columns, stride, dtype, stream); });
     expect_rows("scale", y, before, shape, [&](float old, int, int) { return old * 0.3f; });
-    run("scale_rows", [&] { return collimate_scale(y.data(), factors.data(), 1, rows, columns, stride, dtype, nullptr); });
+    run("scale_rows", [&] { return collimate_scale(y.data(), factors.data(), 1, rows, columns, stride, dtype, stream); });
     expect_rows("scale_rows", y, before, shape, [&](float old, int r, int) { return old * factors[r]; });
-    run("fill", [&] { return collimate_fill(y.data(), 0.1f, rows, columns, stride, dtype, nullptr); });
+    run("fill", [&] { return collimate_fill(y.data(), 0.1f, rows, columns, stride, dtype, stream); });
     expect_rows("fill", y, before, shape, [&](float, int, int) { return 0.1f; });
 }
 
@@ -76,7 +76,7 @@ void cast(const Shape &shape) {
     in_all_orders("cast", [&] {
         std::memcpy(out.data(), before.data(), before.size() * sizeof(U));
         const int status = collimate_cast(out.data(), x.data(), rows, columns, stride, x_stride, Of<U>::dtype, Of<T>::dtype,
-                                          nullptr);
+                                          stream);
         expect(status == 0, "cast returned %d", status);
         return bytes_of(out);
     });
@@ -93,7 +93,7 @@ void bias_backward(const Shape &shape) {
     in_all_orders("bias_backward", [&] {
         for (int c = 0; c < columns; c++) dbias[c] = float(c % 3);
         const int status = collimate_bias_backward(dbias.data(), dy.data(), rows, columns, stride, Of<T>::dtype,
-                                                   workspace.data(), workspace.size(), nullptr);
+                                                   workspace.data(), workspace.size(), stream);
         expect(status == 0, "bias_backward returned %d", status);
         return bytes_of(dbias);
     });
@@ -126,6 +126,7 @@ void all_types(const Shape &shape) {
 void elementwise() {
     for (const Shape &shape : {Shape{0, 5, 0, 0}, {1, 1, 0, 0}, {3, 5, 0, 0}, {70, 16, 0, 0}, {65, 24, 8, 0}, {5, 24, 1, 0},
                                {4, 40, 0, 1}, {2, 2300, 0, 0}, {3, 2300, 4, 0}, {200, 3, 2, 1}}) {
+        if (kFewCases && (shape.columns == 16 || shape.columns == 3 || shape.rows == 2)) continue;
         all_types<float>(shape);
         all_types<__nv_bfloat16>(shape);
         all_types<__half>(shape);

@@ -17,7 +17,7 @@ void check(int rows, int columns, int source_rows, int pad) {
     in_all_orders("gather_rows", [&] {
         out.fill(Of<T>::from(3.0));
         const int status = collimate_gather_rows_forward(out.data(), source.data(), indices.data(), rows, columns, source_rows,
-                                                         out_stride, stride, Of<T>::dtype, error.data(), nullptr);
+                                                         out_stride, stride, Of<T>::dtype, error.data(), stream);
         expect(status == 0, "gather_rows returned %d", status);
         std::string bytes;
         out.append_to(bytes);
@@ -43,7 +43,7 @@ void check(int rows, int columns, int source_rows, int pad) {
         std::memcpy(dsource.data(), source.data(), source.size() * sizeof(T));
         const int status = collimate_gather_rows_backward(dsource.data(), out.data(), places.data(), starts.data(), order.data(),
                                                           places.size(), columns, source_rows, out_stride, stride,
-                                                          Of<T>::dtype, Of<T>::dtype, error.data(), nullptr);
+                                                          Of<T>::dtype, Of<T>::dtype, error.data(), stream);
         expect(status == 0, "gather_rows backward returned %d", status);
         std::string bytes;
         dsource.append_to(bytes);
@@ -63,7 +63,7 @@ void check(int rows, int columns, int source_rows, int pad) {
         for (size_t i = 0; i < wide.size(); i++) wide[i] = float(i % 5);
         const int status = collimate_gather_rows_backward(wide.data(), out.data(), places.data(), starts.data(), order.data(),
                                                           places.size(), columns, source_rows, out_stride, stride,
-                                                          COLLIMATE_F32, Of<T>::dtype, error.data(), nullptr);
+                                                          COLLIMATE_F32, Of<T>::dtype, error.data(), stream);
         expect(status == 0, "gather_rows backward in f32 returned %d", status);
         std::string bytes;
         wide.append_to(bytes);

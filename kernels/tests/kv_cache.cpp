@@ -26,7 +26,7 @@ void check(const Shape &shape) {
     error.fill(0);
     const auto write = [&] {
         return collimate_kv_cache_write(keys.data(), values.data(), qkv.data() + queries, places.data(), rows, columns,
-                                        cache_rows, stride, kv_stride, Of<T>::dtype, error.data(), nullptr);
+                                        cache_rows, stride, kv_stride, Of<T>::dtype, error.data(), stream);
     };
     in_all_orders("kv_cache", [&] {
         keys.fill(Of<T>::from(3.0)), values.fill(Of<T>::from(5.0));

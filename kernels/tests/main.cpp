@@ -9,6 +9,7 @@ int main(int count, char **arguments) {
         void (*run)();
     } tests[] = {
         {"machine", test::planted_reports},         {"right_forms", test::planted_right_forms},
+        {"launches", test::launches},
         {"sequence_sum", test::sequence_sum},       {"preference_loss", test::preference_loss},
         {"kto_loss", test::kto_loss},               {"gather_rows", test::gather_rows},
         {"token_logprobs", test::token_logprobs},     {"attention", test::attention},
@@ -20,6 +21,7 @@ int main(int count, char **arguments) {
     };
     if (count == 3 && !std::strcmp(arguments[1], "planted")) return test::planted(arguments[2]);
     if (const char *text = std::getenv("COLLIMATE_TEST_ORDERS")) test::orders = std::atoi(text);
+    test::captures = std::getenv("COLLIMATE_TEST_CAPTURE") != nullptr;
     for (const auto &each : tests) {
         bool wanted = count < 2;
         for (int i = 1; i < count; i++) wanted |= !std::strcmp(arguments[i], each.name);
@@ -30,10 +32,13 @@ int main(int count, char **arguments) {
         const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
         std::printf("%-16s %9d checks, %d failed, %.1f s\n", each.name, test::checks - checks, test::failures - before,
                     spent.count());
+        std::fflush(stdout);
     }
     if (count < 2) {
         for (const auto *kernel = collimate::emulate::kernels(); kernel; kernel = kernel->next) {
             test::expect(kernel->launches > 0, "no test launched %s", kernel->name.c_str());
+            const bool ours = kernel->name.rfind("test::", 0) != 0;  // not one of the tests' own
+            test::expect(!test::captures || !ours || kernel->captures > 0, "no capture recorded %s", kernel->name.c_str());
         }
     }
     // for scripts/kernel-resources.sh: the dynamic shared memory of each kernel

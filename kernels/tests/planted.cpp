@@ -90,6 +90,25 @@ __global__ void unwaited_copy_kernel(float *out, const float *in, bool right) {
     if (!right) collimate::copy_async_wait<0>();
 }
 
+__global__ void missing_warp_barrier_kernel(float *out, bool right) {
+    float *scratch = shared<float>();
+    scratch[threadIdx.x] = float(threadIdx.x);
+    if (right) {
+        __syncwarp();
+    } else {
+        __shfl_xor_sync(collimate::kFullWarp, 1.0f, 1);  // waits for the others, but orders none of their writes
+    }
+    out[threadIdx.x] = scratch[threadIdx.x ^ 1];
+}
+
+// in in - out, as NaN where the product has more than its own rounding. Each form reads its factors, so that the compiler
+// does not give both one product.
+__global__ void fused_product_kernel(float *out, const float *in, const float *same, bool right) {
+    const int i = threadIdx.x;
+    const float rest = right ? __fmul_rn(same[i], same[i]) - out[i] : in[i] * in[i] - out[i];
+    out[i] = rest == 0.0f ? 0.0f : NAN;
+}
+
 // Runs one; true: what came out is right.
 bool run(const std::string &name, bool right) {
     Guarded<float> out(kThreads), in(kThreads), partials(8);
@@ -111,6 +130,11 @@ bool run(const std::string &name, bool right) {
     if (name == "partial_mask") status = launch<partial_mask_kernel>(one, nullptr, out.data(), right);
     if (name == "unset_shared") status = launch<unset_kernel>(one, nullptr, out.data(), right);
     if (name == "unwaited_copy") status = launch<unwaited_copy_kernel>(one, nullptr, out.data(), in.data(), right);
+    if (name == "missing_warp_barrier") status = launch<missing_warp_barrier_kernel>(one, nullptr, out.data(), right);
+    if (name == "fused_product") {
+        for (size_t i = 0; i < out.size(); i++) in[i] = 0.1f * float(i + 1), out[i] = in[i] * in[i];
+        status = launch<fused_product_kernel>(one, nullptr, out.data(), in.data(), in.data(), right);
+    }
     bool numbers = true;
     for (size_t i = 0; i < out.size(); i++) numbers &= out[i] == out[i];
     return status == 0 && numbers && out.intact();
@@ -118,7 +142,7 @@ bool run(const std::string &name, bool right) {
 
 const char *const kNames[] = {"missing_barrier", "missing_barrier_before_reuse", "two_blocks_one_word", "missing_fence",
                               "global_overrun", "shared_overrun", "misaligned", "divergent_barrier", "divergent_warp",
-                              "partial_mask", "unset_shared", "unwaited_copy"};
+                              "partial_mask", "unset_shared", "unwaited_copy", "missing_warp_barrier", "fused_product"};
 
 }  // namespace
 

@@ -15,7 +15,7 @@ void check_gae(double gamma, double lambda) {
         advantages.fill(7);
         returns.fill(7);
         const int status = collimate_gae(advantages.data(), returns.data(), rewards.data(), values.data(), cu.data(), sequences,
-                                         gamma, lambda, nullptr);
+                                         gamma, lambda, stream);
         expect(status == 0, "gae returned %d", status);
         std::string bytes;
         advantages.append_to(bytes);
@@ -45,7 +45,7 @@ void check_whiten(int count) {
     for (int i = 0; i < count; i++) variance += (before[i] - mean) * (before[i] - mean) / count;
     in_all_orders("whiten", [&] {
         std::memcpy(x.data(), before.data(), count * sizeof(float));
-        expect(collimate_whiten(x.data(), count, nullptr) == 0, "whiten failed");
+        expect(collimate_whiten(x.data(), count, stream) == 0, "whiten failed");
         std::string bytes;
         x.append_to(bytes);
         return bytes;
@@ -91,7 +91,7 @@ void check_loss(int tokens, Parts parts) {
         metrics.fill(0.5);
         dlogps.fill(7);
         dvalues.fill(7);
-        const int status = collimate_ppo_loss(&batch, &config, nullptr);
+        const int status = collimate_ppo_loss(&batch, &config, stream);
         expect(status == 0, "ppo_loss returned %d", status);
         std::string bytes;
         dlogps.append_to(bytes);

@@ -127,7 +127,7 @@ void check(const Case &c) {
     in_all_orders(label, [&] {
         for (auto *each : {&dw, &dl, &dt, &losses, &cr, &rr, &hits}) each->fill(-7);
         metrics.fill(0.5);
-        const int status = collimate_preference_loss(&batch, &config, workspace.data(), bytes, nullptr);
+        const int status = collimate_preference_loss(&batch, &config, workspace.data(), bytes, stream);
         expect(status == 0, "%s returned %d", label, status);
         std::string text;
         for (auto *each : {&dw, &dl, &dt, &losses, &cr, &rr, &hits}) each->append_to(text);
@@ -217,7 +217,10 @@ void preference_loss() {
         const float smoothing = kind == COLLIMATE_PREFERENCE_SIGMOID ? 0.0f : 0.1f;
         const Term term = {kind, 1, 0.1f, smoothing, 0.5f, 0.8f, 1.0f, 0.1f, 0.3f};
         const bool slic = kind == COLLIMATE_PREFERENCE_SLIC_HF;
-        for (int pairs : {0, 1, 3, 17, 300}) check({pairs, 1 + pairs % 2, true, false, pairs > 3, slic && pairs > 3, false, {term}});
+        for (int pairs : {0, 1, 3, 17, 300}) {
+            if (kFewCases && kind % 4 != 0 && pairs > 3) continue;
+            check({pairs, 1 + pairs % 2, true, false, pairs > 3, slic && pairs > 3, false, {term}});
+        }
         check({17, 1, false, false, true, false, false, {term}});
         // e^90 is no float's
         if (kind != COLLIMATE_PREFERENCE_DISCOPOP) check({6, 1, true, false, false, false, true, {term}});

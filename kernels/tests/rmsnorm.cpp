@@ -32,13 +32,13 @@ void check(const Shape &shape) {
         again.fill(7);
         dweight.fill(0.5f);
         int status = collimate_rmsnorm_forward(out.data(), rstd.data(), nullptr, x.data(), weight.data(), rows, groups, width,
-                                               stride, rstd_stride, 0, stride, eps, dtype, nullptr);
+                                               stride, rstd_stride, 0, stride, eps, dtype, stream);
         status |= collimate_rmsnorm_forward(added.data(), again.data(), residual.data(), x.data(), weight.data(), rows, groups,
-                                            width, stride, rstd_stride, stride, stride, eps, dtype, nullptr);
+                                            width, stride, rstd_stride, stride, stride, eps, dtype, stream);
         for (auto *to : {&dx, &dx_added}) {
             status |= collimate_rmsnorm_backward(to->data(), dweight.data(), dout.data(), x.data(), weight.data(), rstd.data(),
                                                  rows, groups, width, stride, stride, stride, rstd_stride, to == &dx_added,
-                                                 dtype, workspace.data(), workspace.size(), nullptr);
+                                                 dtype, workspace.data(), workspace.size(), stream);
         }
         expect(status == 0, "rmsnorm returned %d", status);
         std::string bytes;
@@ -95,6 +95,7 @@ void check(const Shape &shape) {
 void rmsnorm() {
     for (const Shape &shape : {Shape{0, 1, 4, 0, 0}, {1, 1, 1, 0, 0}, {3, 1, 37, 0, 0}, {33, 3, 16, 0, 0}, {5, 2, 128, 8, 0},
                                {600, 2, 8, 0, 0}, {3, 1, 900, 1, 1}, {2, 1, 2056, 0, 0}, {2, 1, 4100, 4, 0}}) {
+        if (kFewCases && (shape.rows == 33 || shape.rows == 600 || shape.width == 2056)) continue;
         check<float>(shape);
         check<__nv_bfloat16>(shape);
         check<__half>(shape);

@@ -23,8 +23,8 @@ void check(const Shape &shape) {
         in_all_orders("rope", [&] {
             std::memcpy(x.data(), before.data(), before.size() * sizeof(T));
             table.fill(7);
-            int status = collimate_rope_table(table.data(), positions.data(), inv_freq.data(), rows, half, nullptr);
-            status |= collimate_rope(x.data(), table.data(), rows, heads, half, stride, backwards, Of<T>::dtype, nullptr);
+            int status = collimate_rope_table(table.data(), positions.data(), inv_freq.data(), rows, half, stream);
+            status |= collimate_rope(x.data(), table.data(), rows, heads, half, stride, backwards, Of<T>::dtype, stream);
             expect(status == 0, "rope returned %d", status);
             std::string bytes;
             x.append_to(bytes);

@@ -66,18 +66,16 @@ void check(int rows, int vocab, double spread, const collimate_sampling &samplin
     }
     for (int r = 0; r < rows; r++) sequences[r] = r % 2 ? r : -r, draws[r] = r * 7 + 1;
     error.fill(0);
-    const int kept_orders = orders;
-    if (!all_orders) orders = 1;
+    const FewerOrders fewer(all_orders ? orders : 1, all_orders);
     in_all_orders("sample", [&] {
         tokens.fill(-7);
         const int status = collimate_sample(tokens.data(), logits.data(), sequences.data(), draws.data(), &sampling, rows, vocab,
-                                            stride, Of<T>::dtype, error.data(), nullptr);
+                                            stride, Of<T>::dtype, error.data(), stream);
         expect(status == 0, "sample returned %d", status);
         std::string bytes;
         tokens.append_to(bytes);
         return bytes;
     });
-    orders = kept_orders;
     for (int r = 0; r < rows; r++) {
         std::vector<double> row(vocab);
         for (int c = 0; c < vocab; c++) row[c] = Of<T>::wide(logits[size_t(r) * stride + c]);
@@ -95,10 +93,11 @@ void all_cases() {
         {0.8, 0.7, 0, 0, seed},  {0.8, 1, 0.2, 0, seed},  {2, 0.9, 0.05, 40, seed},     {1, 0.001, 0, 1000000, seed},
     };
     for (const auto &sampling : samplings) {
-        if (kFewCases && sampling.top_k != 40) continue;  // with every filter
+        const bool all_filters = sampling.top_k == 40, no_filter = &sampling < samplings + 2;
+        if ((kFewCases && !all_filters) || (kSmallCases && !all_filters && !no_filter)) continue;
         const bool all_orders = Of<T>::dtype == COLLIMATE_F32 && (sampling.temperature == 0 || sampling.top_k == 40);
-        check<T>(0, 5, 1, sampling);
-        check<T>(kFewCases ? 1 : 2, kFewCases ? 600 : 1500, 3, sampling, all_orders);
+        check<T>(0, 5, 1, sampling, captures && sampling.top_k == 40);
+        check<T>(kSmallCases ? 1 : 2, kSmallCases ? 600 : 1500, 3, sampling, all_orders || (captures && sampling.top_k == 40));
         if (kFewCases) continue;
         check<T>(1, 1, 1, sampling);
         check<T>(4, 7, 2, sampling);

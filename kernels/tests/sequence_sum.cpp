@@ -27,8 +27,8 @@ void sequence_sum() {
             counts.fill(-7);
             dlogps.fill(-7);
             int status = collimate_sequence_sum_forward(sums.data(), counts.data(), logps.data(), w, t, offsets.data(),
-                                                        sequences, nullptr);
-            status |= collimate_sequence_sum_backward(dlogps.data(), dsums.data(), w, t, offsets.data(), sequences, nullptr);
+                                                        sequences, stream);
+            status |= collimate_sequence_sum_backward(dlogps.data(), dsums.data(), w, t, offsets.data(), sequences, stream);
             expect(status == 0, "sequence_sum returned %d", status);
             std::string bytes;
             sums.append_to(bytes);

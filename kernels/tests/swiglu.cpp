@@ -21,9 +21,9 @@ void check(const Shape &shape) {
     in_all_orders("swiglu", [&] {
         out.fill(Of<T>::from(7));
         dgate_up.fill(Of<T>::from(7));
-        int status = collimate_swiglu_forward(out.data(), gate_up.data(), rows, columns, stride, wide_stride, Of<T>::dtype, nullptr);
+        int status = collimate_swiglu_forward(out.data(), gate_up.data(), rows, columns, stride, wide_stride, Of<T>::dtype, stream);
         status |= collimate_swiglu_backward(dgate_up.data(), dout.data(), gate_up.data(), rows, columns, wide_stride, stride,
-                                            wide_stride, Of<T>::dtype, nullptr);
+                                            wide_stride, Of<T>::dtype, stream);
         expect(status == 0, "swiglu returned %d", status);
         std::string bytes;
         out.append_to(bytes);

@@ -22,15 +22,15 @@ pub struct MachineArgs {
     /// A YAML file of the same settings, with underscores; flags override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where to compute: auto takes cuda where there is one
-    #[arg(long, default_value = "auto")]
+    /// Where to compute: auto takes the first GPU where there is one, cuda:1 is the second one
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
     pub device: DeviceName,
     /// Type of the weights while computing; auto is bf16 on cuda (trained with float32 master
     /// weights), f32 on the CPU
     #[arg(long, alias = "torch-dtype", default_value = "auto")]
     pub dtype: DtypeName,
-    /// Never cut the sums of a matrix product by how many rows are computed together (no split-K on
-    /// cuda); the CPU never does
+    /// Give each row of a matrix product the same bits however many rows are computed with it: on cuda
+    /// no split-K, and one algorithm for any number of rows; the CPU always does
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     pub batch_invariant: bool,
     /// Threads of the CPU device [default: all]
@@ -39,14 +39,31 @@ pub struct MachineArgs {
 }
 
 /// A device by name.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum DeviceName {
     /// The best there is.
     Auto,
     /// The CPU.
     Cpu,
-    /// A CUDA device.
-    Cuda,
+    /// The CUDA device of that number.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_prefix("cuda:").map(str::parse);
+        match (text, number) {
+            ("auto", _) => Ok(DeviceName::Auto),
+            ("cpu", _) => Ok(DeviceName::Cpu),
+            ("cuda", _) => Ok(DeviceName::Cuda(0)),
+            (_, Some(Ok(number))) => Ok(DeviceName::Cuda(number)),
+            _ => {
+                Err("expected auto, cpu, cuda or cuda:N, with N the number of a GPU from 0".into())
+            }
+        }
+    }
 }
 
 /// An element type by name.
@@ -68,15 +85,18 @@ impl MachineArgs {
         self.start_threads()?;
         let device = match self.device {
             DeviceName::Cpu => Device::Cpu,
-            DeviceName::Cuda => gpu()?,
+            DeviceName::Cuda(number) => gpu(number)?,
             // An emulated GPU is never the best there is.
-            DeviceName::Auto if cfg!(feature = "cuda") && !cfg!(feature = "emulate") => gpu()
+            DeviceName::Auto if cfg!(feature = "cuda") && !cfg!(feature = "emulate") => gpu(0)
                 .unwrap_or_else(|missing| {
                     eprintln!("note: computing on the CPU: {missing}");
                     Device::Cpu
                 }),
             DeviceName::Auto => Device::Cpu,
         };
+        if let Some(description) = device.describe() {
+            eprintln!("note: computing on {description}");
+        }
         if self.batch_invariant {
             device.be_batch_invariant();
         }
@@ -112,9 +132,9 @@ impl MachineArgs {
     }
 }
 
-/// The first GPU, with all that it needs to compute.
-fn gpu() -> Result<Device> {
-    let device = Device::cuda(0)?;
+/// The GPU of that number, with all that it needs to compute.
+fn gpu(number: usize) -> Result<Device> {
+    let device = Device::cuda(number)?;
     device.check_products()?;
     Ok(device)
 }

@@ -19,6 +19,10 @@ impl Cuda {
         match *self {}
     }
 
+    pub(super) fn describe(&self) -> String {
+        match *self {}
+    }
+
     pub(super) fn check_products(&self) -> Result<()> {
         match *self {}
     }

@@ -1,25 +1,29 @@
 //! A GPU through cudarc: one context, one stream, memory in the stream's order. Nothing here waits
-//! but [`Cuda::synchronize`].
+//! but [`Cuda::synchronize`], and a copy to the device where much more is queued than a step needs.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys;
-use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError, result};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, result};
 
 use super::{Device, Fill, Pitched, Place};
 use crate::{Error, Result};
 
 #[cfg(feature = "cpu")]
+#[path = "cuda/cublas.rs"]
 mod cublas;
+#[path = "cuda/driver.rs"]
+mod driver;
+#[path = "cuda/pinned.rs"]
+mod pinned;
+
 #[cfg(feature = "cpu")]
 pub(super) use cublas::{Operand, Product};
+use driver::failed;
+use pinned::{Mailbox, Outbox};
 
-/// The CUDA release that the kernels are built with; drivers of this release or later run them.
-const CUDA: i32 = 13_000;
-/// The oldest compute capability that the kernels are built for.
-const OLDEST: (i32, i32) = (8, 0);
 const ERROR_WORDS: usize = size_of::<[i32; 3]>();
 
 /// A GPU and one of its streams.
@@ -30,11 +34,13 @@ pub struct Cuda(Arc<Inner>);
 struct Inner {
     stream: Arc<CudaStream>,
     name: String,
+    capability: (i32, i32),
     /// Address of three words: code, row, value.
     error: u64,
     /// Bytes allocated by this value.
     used: AtomicUsize,
     mailbox: Mutex<Mailbox>,
+    outbox: Mutex<Outbox>,
     batch_invariant: AtomicBool,
     #[cfg(feature = "cpu")]
     products: cublas::Lazy,
@@ -48,15 +54,16 @@ impl PartialEq for Cuda {
 
 impl Cuda {
     pub(crate) fn new(ordinal: usize) -> Result<Self> {
-        check_driver()?;
-        let count = CudaContext::device_count().map_err(|e| failed("no CUDA device", e))?;
-        if !usize::try_from(count).is_ok_and(|count| ordinal < count) {
+        driver::check()?;
+        let count = driver::count()?;
+        if ordinal >= count {
             let message = format!("there are {count} CUDA devices, no number {ordinal}");
             return Err(Error::Device(message));
         }
-        let context = CudaContext::new(ordinal).map_err(|e| failed("cannot open it", e))?;
+        let context = driver::context(ordinal)?;
+        context.bind_to_thread().map_err(|e| failed("a context is lost", e))?;
         // SAFETY: nothing has been allocated in this context object, and all that will be is used
-        // on the one stream below.
+        // on the stream that it is made for.
         unsafe { context.disable_event_tracking() };
         let cuda = Self::from_stream(context.new_stream().map_err(|e| failed("no stream", e))?)?;
         cuda.keep_memory()?;
@@ -68,24 +75,20 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`] for a GPU that the kernels are not built for.
     pub fn from_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        check_driver()?;
+        driver::check()?;
         let context = stream.context();
-        let name = context.name().map_err(|e| failed("a device without a name", e))?;
-        let (major, minor) =
-            context.compute_capability().map_err(|e| failed("unknown compute capability", e))?;
-        if (major, minor) < OLDEST {
-            return Err(Error::Device(format!(
-                "{name} has compute capability {major}.{minor}; the kernels need {}.{} or later",
-                OLDEST.0, OLDEST.1
-            )));
-        }
+        let (name, capability) = driver::identify(context)?;
+        // The primary context must outlive the last device that anyone makes of it.
+        driver::context(context.ordinal())?;
         let error = take(&stream, ERROR_WORDS, Fill::Zeros, 0)?;
         Ok(Cuda(Arc::new(Inner {
             stream,
             name,
+            capability,
             error,
             used: AtomicUsize::new(0),
             mailbox: Mutex::default(),
+            outbox: Mutex::default(),
             batch_invariant: AtomicBool::new(false),
             #[cfg(feature = "cpu")]
             products: cublas::Lazy::default(),
@@ -100,6 +103,18 @@ impl Cuda {
     /// The device's name.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// What a run says of the device: its number, driver, libraries and architecture.
+    pub(super) fn describe(&self) -> String {
+        let number = self.0.stream.context().ordinal();
+        let mut text =
+            format!("cuda:{number}, {}: {}", self.name(), driver::describe(self.0.capability));
+        #[cfg(feature = "cpu")]
+        if let Ok(library) = cublas::loaded() {
+            text += &format!(", {library}");
+        }
+        text
     }
 
     /// This build computes none.
@@ -197,43 +212,43 @@ impl Cuda {
         rows: usize,
     ) -> Result<()> {
         self.bind()?;
-        let kind = |side: Pitched| match side.on_host {
-            true => sys::CUmemorytype::CU_MEMORYTYPE_HOST,
-            false => sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-        };
-        let host = |side: Pitched| match side.on_host {
-            true => std::ptr::with_exposed_provenance_mut(side.address as usize),
-            false => std::ptr::null_mut(),
+        if from.on_host {
+            let row = |r: usize| {
+                let start = from.address as usize + r * from.pitch;
+                // SAFETY: the caller's: the host's side holds the rows.
+                unsafe {
+                    std::slice::from_raw_parts(std::ptr::with_exposed_provenance(start), row_bytes)
+                }
+            };
+            let mut outbox = self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+            let to = (to.address, to.pitch);
+            // SAFETY: the caller's: the device's side holds the rows.
+            return unsafe { outbox.send(&self.0.stream, to, row_bytes, rows, row) };
+        }
+        let host = || std::ptr::with_exposed_provenance_mut(to.address as usize);
+        let (kind, to_host) = match to.on_host {
+            true => (sys::CUmemorytype::CU_MEMORYTYPE_HOST, host()),
+            false => (sys::CUmemorytype::CU_MEMORYTYPE_DEVICE, std::ptr::null_mut()),
         };
         let copy = sys::CUDA_MEMCPY2D {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: kind(from),
-            srcHost: host(from),
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
             srcDevice: from.address,
-            srcArray: std::ptr::null_mut(),
             srcPitch: from.pitch,
-            dstXInBytes: 0,
-            dstY: 0,
-            dstMemoryType: kind(to),
-            dstHost: host(to),
+            dstMemoryType: kind,
+            dstHost: to_host,
             dstDevice: to.address,
-            dstArray: std::ptr::null_mut(),
             dstPitch: to.pitch,
             WidthInBytes: row_bytes,
             Height: rows,
+            // SAFETY: numbers and null pointers.
+            ..unsafe { std::mem::zeroed() }
         };
         let stream = self.0.stream.cu_stream();
         // SAFETY: the caller's; a single row has no pitch to keep to, and may be longer than one.
         let status = unsafe {
-            match (rows, to.on_host, from.on_host) {
-                (1, false, true) => {
-                    sys::cuMemcpyHtoDAsync_v2(to.address, host(from), row_bytes, stream)
-                }
-                (1, true, false) => {
-                    sys::cuMemcpyDtoHAsync_v2(host(to), from.address, row_bytes, stream)
-                }
-                (1, false, false) => {
+            match (rows, to.on_host) {
+                (1, true) => sys::cuMemcpyDtoHAsync_v2(host(), from.address, row_bytes, stream),
+                (1, false) => {
                     sys::cuMemcpyDtoDAsync_v2(to.address, from.address, row_bytes, stream)
                 }
                 _ => sys::cuMemcpy2DAsync_v2(&copy, stream),
@@ -301,40 +316,6 @@ impl Cuda {
     }
 }
 
-/// Page-locked host memory, to which the device copies while the host goes on.
-#[derive(Debug, Default)]
-struct Mailbox {
-    /// 0 before anything was read.
-    address: usize,
-    bytes: usize,
-}
-
-impl Mailbox {
-    /// Room for `bytes`, of any values. The context must be current, and nothing be queued that
-    /// writes to the mailbox.
-    fn of(&mut self, bytes: usize) -> Result<*mut c_void> {
-        if bytes > self.bytes {
-            self.give();
-            let size = bytes.next_power_of_two().max(1 << 16);
-            // SAFETY: the context is current.
-            let memory = unsafe { result::malloc_host(size, 0) }
-                .map_err(|e| failed(&format!("cannot allocate {size} bytes of the host's"), e))?;
-            (self.address, self.bytes) = (memory.expose_provenance(), size);
-        }
-        Ok(std::ptr::with_exposed_provenance_mut(self.address))
-    }
-
-    fn give(&mut self) {
-        if self.address != 0 {
-            let memory = std::ptr::with_exposed_provenance_mut(self.address);
-            // SAFETY: `of` took it, and nothing is queued that writes to it. An error here is one
-            // of earlier work, which the next wait reports.
-            let _ = unsafe { result::free_host(memory) };
-            *self = Mailbox::default();
-        }
-    }
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
         #[cfg(feature = "cpu")]
@@ -349,6 +330,7 @@ impl Drop for Inner {
         give(&self.stream, self.error);
         // The free has made the context current.
         self.mailbox.get_mut().unwrap_or_else(PoisonError::into_inner).give();
+        self.outbox.get_mut().unwrap_or_else(PoisonError::into_inner).give();
     }
 }
 
@@ -407,38 +389,12 @@ impl Event {
     }
 }
 
-fn check_driver() -> Result<()> {
-    // SAFETY: this only tries to load the library.
-    if !unsafe { sys::is_culib_present() } {
-        let message =
-            "no CUDA driver (libcuda.so.1): install NVIDIA's driver, release 580 or later";
-        return Err(Error::Device(message.into()));
-    }
-    let mut version = 0;
-    // SAFETY: it writes one integer, and may be called before initialisation.
-    unsafe { sys::cuDriverGetVersion(&mut version) }
-        .result()
-        .map_err(|e| failed("a driver without a version", e))?;
-    if version < CUDA {
-        return Err(Error::Device(format!(
-            "the driver is for CUDA {}.{}, the kernels need {}.{}: install NVIDIA's driver, \
-             release 580 or later",
-            version / 1000,
-            version % 1000 / 10,
-            CUDA / 1000,
-            CUDA % 1000 / 10
-        )));
-    }
-    Ok(())
-}
-
 /// The stream's context must be current. `used` bytes are in use, for the error's sake.
 fn take(stream: &CudaStream, bytes: usize, fill: Fill, used: usize) -> Result<u64> {
     let size = bytes.max(16);
     let failed = |e: DriverError| match e.0 {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-            let free = result::mem_get_info().map_or(0, |(free, _)| free);
-            super::out_of_memory(size, used, free)
+            super::out_of_memory(size, used, driver::free_bytes())
         }
         _ => failed(&format!("cannot allocate {size} bytes"), e),
     };
@@ -468,11 +424,6 @@ fn give(stream: &CudaStream, address: u64) {
             false => stream.synchronize().and_then(|()| result::free_sync(address)),
         }
     });
-}
-
-fn failed(what: &str, error: DriverError) -> Error {
-    let name = error.error_name().ok().and_then(|name| name.to_str().ok()).unwrap_or("unknown");
-    Error::Device(format!("{what}: {name}"))
 }
 
 impl From<Cuda> for Device {

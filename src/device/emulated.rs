@@ -67,6 +67,11 @@ impl Cuda {
         "emulated on the host"
     }
 
+    /// What a run says of the device.
+    pub(super) fn describe(&self) -> String {
+        "cuda:0, the kernels emulated on the host".into()
+    }
+
     pub(super) fn check_products(&self) -> Result<()> {
         Ok(())
     }
@@ -90,6 +95,7 @@ impl Cuda {
     /// The places must hold their bytes.
     pub(super) unsafe fn read(&self, places: &[Place], to: &mut [u8]) -> Result<()> {
         self.0.waits.fetch_add(1, Relaxed);
+        forbidden_in_capture(c"a wait for the device");
         let mut rest = to;
         for place in places {
             let (to, after) = std::mem::take(&mut rest).split_at_mut(place.bytes);
@@ -157,7 +163,10 @@ impl Cuda {
         row_bytes: usize,
         rows: usize,
     ) -> Result<()> {
-        self.0.downloads.fetch_add(usize::from(to.on_host), Relaxed);
+        if to.on_host {
+            self.0.downloads.fetch_add(1, Relaxed);
+            forbidden_in_capture(c"a copy to host memory that is not page-locked");
+        }
         let at = |side: Pitched, row: usize| {
             self.pointer(side.address + (row * side.pitch) as u64).cast::<u8>()
         };
@@ -236,8 +245,17 @@ impl Event {
     /// [`Error::Device`].
     pub fn seconds_to(&self, end: &Event) -> Result<f64> {
         end.cuda.0.waits.fetch_add(1, Relaxed);
+        forbidden_in_capture(c"a wait for an event");
         Ok(end.moment.duration_since(self.moment).as_secs_f64())
     }
+}
+
+/// Says that CUDA forbids what is done now while a stream is captured into a graph. Copies to the
+/// device and allocations are not among it: a GPU's go through page-locked memory, and its
+/// allocations are made in the stream's order.
+fn forbidden_in_capture(what: &std::ffi::CStr) {
+    // SAFETY: it copies the C string.
+    unsafe { crate::ffi::control::collimate_emulate_capture_forbids(what.as_ptr()) };
 }
 
 /// cudaMalloc's alignment.

@@ -9,6 +9,8 @@ pub mod profile;
 pub mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 // One of three files with one interface: a real device, its emulation, or no device at all.
 #[cfg_attr(feature = "emulate", path = "emulated.rs")]
@@ -70,8 +72,18 @@ impl Device {
         }
     }
 
-    /// From here on no matrix product of a GPU is cut along its sums (split-K), so that their order
-    /// does not follow from how many rows are computed together. The CPU never cuts them so.
+    /// One line on a GPU: its number and name, the driver, the libraries, and the architecture that the
+    /// kernels run as. None for the CPU.
+    pub fn describe(&self) -> Option<String> {
+        match self {
+            Device::Cpu => None,
+            Device::Cuda(cuda) => Some(cuda.describe()),
+        }
+    }
+
+    /// From here on a row of a matrix product on a GPU has the same bits however many rows are
+    /// computed together: sums are not cut (no split-K), and the algorithm does not follow from the
+    /// number of rows. On the CPU that always holds.
     pub fn be_batch_invariant(&self) {
         if let Device::Cuda(cuda) = self {
             cuda.be_batch_invariant();

@@ -135,18 +135,104 @@ fn seed(seed: u64) {
 #[cfg(not(feature = "emulate"))]
 fn seed(_seed: u64) {}
 
+/// The names of the kernels that `run` launches, if a CUDA graph could capture it: otherwise the first
+/// call that CUDA forbids there.
+#[cfg(feature = "emulate")]
+pub(crate) fn captured<T>(run: impl FnOnce() -> T) -> (T, Result<Vec<String>, String>) {
+    use crate::ffi::control::*;
+    use std::ffi::CStr;
+    let stream = std::ptr::null_mut();
+    // SAFETY: the stream is the emulator's only one.
+    assert_eq!(unsafe { collimate_emulate_capture_begin(stream) }, 0, "a capture in a capture");
+    let result = run();
+    let (mut count, mut fault) = (0, std::ptr::null());
+    // SAFETY: both pointers are to local variables.
+    let status = unsafe { collimate_emulate_capture_end(stream, &mut count, &mut fault) };
+    if !fault.is_null() {
+        // SAFETY: it is a C string until this thread captures again.
+        return (result, Err(unsafe { CStr::from_ptr(fault) }.to_string_lossy().into()));
+    }
+    assert_eq!(status, 0);
+    let name = |index| {
+        let mut operation = collimate_emulate_operation::default();
+        // SAFETY: it writes to a local variable; names live as long as the program.
+        unsafe {
+            assert_eq!(collimate_emulate_captured(index, &mut operation), 1);
+            match operation.kernel.is_null() {
+                true => "a fill".into(),
+                false => CStr::from_ptr(operation.kernel).to_string_lossy().into_owned(),
+            }
+        }
+    };
+    (result, Ok((0..count).map(name).collect()))
+}
+
 /// The bits of values: NaN equals itself, and 0 is not -0.
 pub(crate) fn bits<T: crate::Plain>(values: &[T]) -> Vec<u8> {
     bytemuck::cast_slice(values).to_vec()
 }
 
 /// The tests of devices and no others, under one name for compute-sanitizer.
+///
+/// Under it a test takes many times as long, so there is a choice. `COLLIMATE_DEVICE_TESTS` lists parts of names, by
+/// commas: those tests run, in that order. `COLLIMATE_DEVICE_TESTS_SECONDS`: none is begun later than that.
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 #[test]
 fn every_device_test() {
-    let tests: Vec<_> = inventory::iter::<Registered>.into_iter().collect();
+    let tests: Vec<&DeviceTest> =
+        inventory::iter::<Registered>.into_iter().map(|Registered(test)| *test).collect();
     assert!(!tests.is_empty(), "no test of a device is linked");
-    tests.iter().for_each(|Registered(test)| test.assert());
+    let parts = std::env::var("COLLIMATE_DEVICE_TESTS").unwrap_or_default();
+    let seconds = std::env::var("COLLIMATE_DEVICE_TESTS_SECONDS");
+    let limit = seconds.map_or(f64::INFINITY, |text| text.parse().expect("a number of seconds"));
+    let begin = std::time::Instant::now();
+    for test in chosen(tests, &parts) {
+        let before = begin.elapsed().as_secs_f64();
+        if before > limit {
+            println!("left out, {limit} s are over: {}", test.name);
+            continue;
+        }
+        test.assert();
+        println!("{:.2} s: {}", begin.elapsed().as_secs_f64() - before, test.name);
+    }
+}
+
+/// The tests whose names contain one of `parts`, separated by commas, in their order; of no parts, all.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+fn chosen<'a>(tests: Vec<&'a DeviceTest>, parts: &str) -> Vec<&'a DeviceTest> {
+    if parts.is_empty() {
+        return tests;
+    }
+    let mut found: Vec<&DeviceTest> = Vec::new();
+    for part in parts.split(',') {
+        let named = tests.iter().filter(|test| test.name.contains(part)).copied();
+        let named: Vec<_> = named.collect();
+        assert!(!named.is_empty(), "COLLIMATE_DEVICE_TESTS: no test's name contains {part:?}");
+        for test in named {
+            if !found.iter().any(|known| std::ptr::eq(*known, test)) {
+                found.push(test);
+            }
+        }
+    }
+    found
+}
+
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+#[test]
+fn tests_are_chosen_by_parts_of_their_names() {
+    static TESTS: [DeviceTest; 3] = [
+        DeviceTest::new("ops::a::one", |_| ()),
+        DeviceTest::new("ops::b::two", |_| ()),
+        DeviceTest::new("ops::a::three", |_| ()),
+    ];
+    let names = |parts| {
+        let names = chosen(TESTS.iter().collect(), parts).into_iter().map(|test| test.name);
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names(""), ["ops::a::one", "ops::b::two", "ops::a::three"]);
+    assert_eq!(names("three,ops::a,two"), ["ops::a::three", "ops::a::one", "ops::b::two"]);
+    let unknown = std::panic::catch_unwind(|| names("two,four"));
+    assert!(unknown.is_err(), "a part that no name has was passed over");
 }
 
 /// Runs every device test that has not run yet, then asks the emulator what was launched.

@@ -1,6 +1,8 @@
 //! Operations: one file each, with its contract, its CPU code, its CUDA launch and its tests.
 
 mod cpu;
+#[cfg(all(test, feature = "cuda", not(feature = "emulate")))]
+mod large;
 
 pub mod adamw;
 pub mod attention;

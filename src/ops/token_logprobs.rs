@@ -7,6 +7,8 @@
 
 #[cfg(test)]
 mod device_tests;
+#[cfg(all(test, feature = "cuda", not(feature = "emulate")))]
+mod large_tests;
 mod row;
 #[cfg(test)]
 mod tests;

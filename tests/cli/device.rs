@@ -239,6 +239,25 @@ fn a_device_without_room_says_what_lowers_it() {
 }
 
 #[test]
+fn a_device_is_chosen_by_its_number_and_named() {
+    let fixture = Fixture::new();
+    let generate = |device: &str| {
+        let model = fixture.at("model");
+        let words = format!("generate --model {model} --prompt Tell --max-new-tokens 2");
+        collimate(&format!("{words} --device {device}"))
+    };
+    for device in ["cuda", "cuda:0"] {
+        let run = generate(device);
+        assert!(run.ok() && run.err.starts_with("note: computing on cuda:0, "), "{run:?}");
+    }
+    generate("cuda:1").fails(&["there is 1 emulated device, no number 1"]);
+    assert!(!generate("cpu").err.contains("computing on"));
+    for wrong in ["gpu", "cuda:", "cuda:x", "cuda:-1"] {
+        generate(wrong).fails(&["--device", "expected auto, cpu, cuda or cuda:N"]);
+    }
+}
+
+#[test]
 fn a_gpu_generates_what_the_cpu_does() {
     let fixture = Fixture::new();
     let generate = |more: &str| {

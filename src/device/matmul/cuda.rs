@@ -31,7 +31,7 @@ pub(super) fn queue<T: Element, C: Element>(
         inputs: T::DTYPE,
         output: C::DTYPE,
         adds: output == Output::Add,
-        splits: !cuda.is_batch_invariant(),
+        invariant: cuda.is_batch_invariant(),
     };
     // SAFETY: the views hold their shapes and are of this device, `c` is borrowed to be written to,
     // and frees are queued behind the product.

@@ -195,6 +195,59 @@ crate::device::testing::test_devices! {
             against_the_host::<half::bf16, f32>(device, &mut random, mnk);
         }
     }
+
+    /// A row of a batch-invariant product has the same bits alone and among others, whether the weight
+    /// lies as it is or transposed.
+    fn a_row_does_not_depend_on_the_batch_on_any_device(device) {
+        let device = match device {
+            crate::Device::Cpu => crate::Device::Cpu,
+            // A device of its own: what is asked of it here is asked of all its products.
+            _ => crate::Device::cuda(0).unwrap(),
+        };
+        device.be_batch_invariant();
+        let mut random = Random(13);
+        let shapes: &[[usize; 2]] = match cfg!(feature = "emulate") {
+            true => &[[40, 96]],
+            false => &[[40, 96], [896, 896], [4864, 896], [1000, 4864]],
+        };
+        for &nk in shapes {
+            rows_alone::<f32, f32>(&device, &mut random, nk);
+            rows_alone::<half::bf16, half::bf16>(&device, &mut random, nk);
+            rows_alone::<half::bf16, f32>(&device, &mut random, nk);
+        }
+    }
+}
+
+fn rows_alone<T, C>(device: &crate::Device, random: &mut Random, [n, k]: [usize; 2])
+where
+    T: Element<Stat = f32>,
+    C: Element<Stat = f32>,
+{
+    use crate::Tensor;
+    use crate::device::testing::bits;
+    const ROWS: usize = 1000;
+    let rows = if cfg!(feature = "emulate") { 70 } else { ROWS };
+    let x: Vec<T> = random.values(rows * k);
+    let w: Vec<T> = random.values(n * k);
+    for tb in [No, Yes] {
+        let [wr, wc] = if tb == No { [k, n] } else { [n, k] };
+        let w = Tensor::from_host(device, &w, wr, wc).unwrap();
+        let product = |first: usize, count: usize| {
+            let x = Tensor::from_host(device, &x[first * k..][..count * k], count, k).unwrap();
+            let mut c = Tensor::<C>::zeros(device, count, n).unwrap();
+            matmul(x.view(), No, w.view(), tb, c.view_mut(), Output::Set).unwrap();
+            bits(&c.to_vec().unwrap())
+        };
+        let all = product(0, rows);
+        let size = n * size_of::<C>();
+        for (first, count) in [(0, 1), (3, 1), (rows - 1, 1), (5, 7), (2, 64), (0, rows - 1)] {
+            let some = product(first, count);
+            assert!(
+                some == all[first * size..][..count * size],
+                "{n} x {k} {tb:?}: {count} from {first}"
+            );
+        }
+    }
 }
 
 fn against_the_host<T, C>(device: &crate::Device, random: &mut Random, [m, n, k]: [usize; 3])

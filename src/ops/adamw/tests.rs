@@ -197,6 +197,47 @@ fn check<T: Element<Stat = f32>>(device: &Device, n: usize, left: usize, narrow:
     assert!(got == want.bits(), "{} of {n} after {left}", T::DTYPE);
 }
 
+#[cfg(all(feature = "cuda", not(feature = "emulate")))]
+#[test]
+fn an_arena_beyond_31_bits_on_a_gpu() {
+    use crate::ops::elementwise::scale;
+    use crate::ops::large::{cancels, gpu_with, tiled};
+    // Four arenas and what the weights must be: rows that repeat, so that few say what all are.
+    let (base_rows, cols, rows) = (7, 1 << 16, (1 << 15) + 21);
+    let n = rows * cols;
+    let bytes = 5 * n * size_of::<f32>() + (1 << 30);
+    let Some(device) = gpu_with("an_arena_beyond_31_bits_on_a_gpu", bytes) else { return };
+    let base = |seed: u64, square: bool| {
+        let x = values::<f32>(seed, base_rows * cols).into_iter();
+        let x: Vec<f32> = x.map(|x| if square { x * x } else { x }).collect();
+        Tensor::from_host(&device, &x, base_rows, cols).unwrap()
+    };
+    let of = [(1, false), (2, false), (3, true), (4, false)].map(|(s, square)| base(s, square));
+    let norm = Tensor::column(&device, &[NORM]).unwrap();
+    let step_of = |arenas: &mut [Tensor<f32>], ranges: &[(Range<usize>, bool)]| {
+        let [master, m, v, grads] = arenas else { panic!("four arenas") };
+        let arenas = Arenas::<f32> {
+            master: master.view_mut(),
+            weights: None,
+            grads: grads.view(),
+            m: m.view_mut(),
+            v: v.view_mut(),
+        };
+        step(params(3), norm.view(), arenas, ranges).unwrap();
+    };
+    let mut few: Vec<_> = of.iter().map(|x| x.try_clone().unwrap()).collect();
+    step_of(&mut few, &[(0..base_rows * cols, true)]);
+    scale(-1.0, few[0].view_mut()).unwrap();
+    let negated = tiled(few[0].view(), rows);
+    for _ in 0..2 {
+        let mut all: Vec<_> = of.iter().map(|x| tiled(x.view(), rows)).collect();
+        // Ranges that meet at and beyond 2^31, within a row and not within a pack.
+        let middle = (1usize << 31) + 4099;
+        step_of(&mut all, &[(0..1 << 31, true), (1 << 31..middle, true), (middle..n, true)]);
+        assert!(cancels(all[0].view_mut(), negated.view()), "a large arena steps otherwise");
+    }
+}
+
 test_devices! {
     fn every_device_steps_alike(device) {
         for (n, left) in [(1, 0), (37, 0), (64, 1), (5000, 8), (20_003, 0)] {

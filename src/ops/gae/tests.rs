@@ -53,6 +53,41 @@ test_devices! {
     }
 }
 
+#[cfg(all(feature = "cuda", not(feature = "emulate")))]
+#[test]
+fn a_large_batch_on_a_gpu() {
+    use crate::ops::large::{gpu, repeated};
+    let Some(device) = gpu("a_large_batch_on_a_gpu") else { return };
+    let (sequences, length) = (3000, 331);
+    let n = sequences * length;
+    let (rewards, values) = (values::<f32>(1, n), values::<f32>(2, n));
+    let cu: Vec<i32> = (0..=sequences).map(|s| (s * length) as i32).collect();
+    let on = |x: &[f32]| Tensor::column(&device, x).unwrap();
+    let (rewards_at, values_at) = (on(&rewards), on(&values));
+    let cu_at = Tensor::column(&device, &cu).unwrap();
+    let (advantages, returns) = repeated(|| {
+        let (rewards, values) = (rewards_at.view(), values_at.view());
+        let (a, r) = forward(rewards, values, cu_at.view(), 0.99, 0.95).unwrap();
+        (a.to_vec().unwrap(), r.to_vec().unwrap())
+    });
+    let wide = |x: &[f32]| x.iter().map(|&x| x as f64).collect::<Vec<_>>();
+    for s in 0..sequences {
+        let rows = s * length..(s + 1) * length;
+        let (rewards, values) = (wide(&rewards[rows.clone()]), wide(&values[rows.clone()]));
+        let want = gae(&rewards, &values, 0.99, 0.95).unwrap();
+        assert_close(&advantages[rows.clone()], &want.advantages, 1e-7);
+        assert_close(&returns[rows], &want.returns, 1e-7);
+    }
+    let white = repeated(|| {
+        let mut x = on(&advantages);
+        whiten(x.view_mut()).unwrap();
+        x.to_vec().unwrap()
+    });
+    let mut want = wide(&advantages);
+    whiten_values(&mut want);
+    assert_close(&white, &want, 1e-6);
+}
+
 #[test]
 fn f64_is_for_the_cpu() {
     let x = Tensor::column(&Device::Cpu, &[1.0f64, 2.0]).unwrap();

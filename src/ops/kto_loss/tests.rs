@@ -36,22 +36,38 @@ fn run<S: Real>(device: &Device, n: usize, shift: f32, plain: bool) -> Result<Ve
     ])
 }
 
+fn compare(got: &[Vec<f32>], n: usize, shift: f32, plain: bool) {
+    let want = run::<f64>(&Device::Cpu, n, shift, plain).unwrap();
+    // The f32 kernel: gradients, losses, rewards; then sums over the examples.
+    let sums = 1e-6 * (1 + n) as f64;
+    let absolute = [1e-9, 1e-6, 2e-6, sums, 10.0 * sums];
+    for (k, (got, want)) in got.iter().zip(&want).enumerate() {
+        for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+            let error = (g as f64 - w).abs();
+            let allowed = 1e-5 * w.abs() + absolute[k];
+            assert!(error <= allowed, "n {n}, output {k}, value {i}: {g}, exact {w}");
+        }
+    }
+}
+
+#[cfg(all(feature = "cuda", not(feature = "emulate")))]
+#[test]
+fn a_large_batch_on_a_gpu() {
+    use crate::ops::large::{gpu, repeated};
+    let Some(device) = gpu("a_large_batch_on_a_gpu") else { return };
+    for (shift, plain) in [(4.0, false), (0.0, true)] {
+        let n = 300_007;
+        let got = repeated(|| run::<f32>(&device, n, shift, plain).unwrap());
+        compare(&got, n, shift, plain);
+    }
+}
+
 test_devices! {
     fn the_loss_is_the_scalar_one(device) {
         for n in [0, 1, 3, 17, 513, 1100] {
             for (shift, plain) in [(4.0, false), (-4.0, false), (0.0, true)] {
                 let got = in_all_orders(device, || run::<f32>(device, n, shift, plain).unwrap());
-                let want = run::<f64>(&Device::Cpu, n, shift, plain).unwrap();
-                // The f32 kernel: gradients, losses, rewards; then sums over the examples.
-                let sums = 1e-6 * (1 + n) as f64;
-                let absolute = [1e-9, 1e-6, 2e-6, sums, 10.0 * sums];
-                for (k, (got, want)) in got.iter().zip(&want).enumerate() {
-                    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
-                        let error = (g as f64 - w).abs();
-                        let allowed = 1e-5 * w.abs() + absolute[k];
-                        assert!(error <= allowed, "n {n}, output {k}, value {i}: {g}, exact {w}");
-                    }
-                }
+                compare(&got, n, shift, plain);
             }
         }
     }

@@ -30,32 +30,53 @@ fn run<S: Real>(device: &Device, n: usize, columns: &[Vec<f32>], full: bool) -> 
     vec![dlogps.to_vec().unwrap(), dvalues.to_vec().unwrap(), metrics]
 }
 
+/// Ratios and values on both sides of the clips; at 5 a log-ratio out of bounds, at 6 one to the
+/// reference.
+fn columns(n: usize) -> Vec<Vec<f32>> {
+    let noise = |seed, by: f32| -> Vec<f32> {
+        values::<f32>(seed, n).into_iter().map(|x| by * x).collect()
+    };
+    let sizes = [0.4, 0.4, 1.0, 0.5, 0.5, 1.0, 0.4, 1.0];
+    let mut columns: Vec<Vec<f32>> =
+        sizes.into_iter().zip(1..).map(|(by, seed)| noise(seed, by)).collect();
+    if n > 6 {
+        columns[0][5] = 25.0;
+        columns[2][5] = -1.0;
+        columns[6][6] = 30.0;
+    }
+    columns
+}
+
+fn compare(got: &[Vec<f32>], n: usize, columns: &[Vec<f32>], full: bool) {
+    let want = run::<f64>(&Device::Cpu, n, columns, full);
+    for (k, (got, want)) in got.iter().zip(&want).enumerate() {
+        for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+            // Differences of f32 values below 1, and sums of as many tokens.
+            let absolute = if k < 2 { 1e-6 / n as f64 } else { 1e-6 * (1 + n) as f64 };
+            let error = (g as f64 - w).abs();
+            assert!(error <= 2e-6 * w.abs() + absolute, "n {n}, {k} {i}: {g}, exact {w}");
+        }
+    }
+}
+
+#[cfg(all(feature = "cuda", not(feature = "emulate")))]
+#[test]
+fn a_large_batch_on_a_gpu() {
+    use crate::ops::large::{gpu, repeated};
+    let Some(device) = gpu("a_large_batch_on_a_gpu") else { return };
+    for full in [false, true] {
+        let n = 700_001;
+        let columns = columns(n);
+        compare(&repeated(|| run::<f32>(&device, n, &columns, full)), n, &columns, full);
+    }
+}
+
 test_devices! {
     fn the_losses_are_the_scalar_ones(device) {
         for (n, full) in [(0, false), (1, true), (17, false), (513, true), (1100, false)] {
-            // Ratios and values on both sides of the clips; at 5 a log-ratio out of bounds, at 6
-            // one to the reference.
-            let noise = |seed, by: f32| -> Vec<f32> {
-                values::<f32>(seed, n).into_iter().map(|x| by * x).collect()
-            };
-            let sizes = [0.4, 0.4, 1.0, 0.5, 0.5, 1.0, 0.4, 1.0];
-            let mut columns: Vec<Vec<f32>> =
-                sizes.into_iter().zip(1..).map(|(by, seed)| noise(seed, by)).collect();
-            if n > 6 {
-                columns[0][5] = 25.0;
-                columns[2][5] = -1.0;
-                columns[6][6] = 30.0;
-            }
+            let columns = columns(n);
             let got = in_all_orders(device, || run::<f32>(device, n, &columns, full));
-            let want = run::<f64>(&Device::Cpu, n, &columns, full);
-            for (k, (got, want)) in got.iter().zip(&want).enumerate() {
-                for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
-                    // Differences of f32 values below 1, and sums of as many tokens.
-                    let absolute = if k < 2 { 1e-6 / n as f64 } else { 1e-6 * (1 + n) as f64 };
-                    let error = (g as f64 - w).abs();
-                    assert!(error <= 2e-6 * w.abs() + absolute, "n {n}, {k} {i}: {g}, exact {w}");
-                }
-            }
+            compare(&got, n, &columns, full);
         }
     }
 

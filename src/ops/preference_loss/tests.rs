@@ -79,6 +79,10 @@ impl Batch {
         let got = in_all_orders(device, || {
             self.run::<f32>(device, objective, labelled, weighted).unwrap()
         });
+        self.compare(&got, objective, labelled, weighted);
+    }
+
+    fn compare(&self, got: &[Vec<f32>], objective: &PairObjective, labelled: bool, weighted: bool) {
         let want = self.run::<f64>(&Device::Cpu, objective, labelled, weighted).unwrap();
         assert_eq!(got.len(), want.len());
         let scale = self.probs.len() as f64;
@@ -87,13 +91,27 @@ impl Batch {
             for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
                 let allowed = RELATIVE * w.abs() + absolute[k];
                 let error = (g as f64 - w).abs();
-                let name = objective.terms.iter().map(|(_, t)| t.name()).collect::<Vec<_>>();
+                let name = || objective.terms.iter().map(|(_, t)| t.name()).collect::<Vec<_>>();
                 assert!(
                     error <= allowed,
-                    "{name:?} of {scale} pairs, output {k}, value {i}: {g}, exact {w}"
+                    "{:?} of {scale} pairs, output {k}, value {i}: {g}, exact {w}",
+                    name()
                 );
             }
         }
+    }
+}
+
+#[cfg(all(feature = "cuda", not(feature = "emulate")))]
+#[test]
+fn a_large_batch_on_a_gpu() {
+    use crate::ops::large::{gpu, repeated};
+    let Some(device) = gpu("a_large_batch_on_a_gpu") else { return };
+    // One block takes the coupled ones, and aot compares every pair with every other.
+    for (text, pairs) in [("sigmoid,sft:0.2", 300_007), ("kto_paired", 300_007), ("aot", 20_011)] {
+        let (batch, objective) = (Batch::of(pairs), objective(text, &LossOptions::default()));
+        let got = repeated(|| batch.run::<f32>(&device, &objective, false, true).unwrap());
+        batch.compare(&got, &objective, false, true);
     }
 }
 

@@ -9,12 +9,12 @@ use super::*;
 use crate::data::tokenizer::{Tokenizer, train_bpe};
 use crate::data::{Dataset, Options};
 use crate::device::Cuda;
-use crate::device::testing::{gpu, is_gpu};
+use crate::device::testing::{captured, gpu, is_gpu};
 use crate::losses::{BradleyTerry, Kto, LossOptions, PairObjective};
 use crate::models::{SpecialTokens, init_weights};
 use crate::nn::{Decoder, DecoderConfig, LmHead, RopeConfig, RopeScaling};
 use crate::train::methods::{Paired, Reward, Sft, Unpaired};
-use crate::train::{Schedule, Warmup};
+use crate::train::{DeviceScores, Schedule, Warmup};
 
 /// What a run had done when it was looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,6 +100,33 @@ impl Fixture {
         Dataset::open(self.dir.path().join("rows.jsonl"), self.tokenizer.clone(), &options).unwrap()
     }
 
+    /// What `method` trains.
+    fn policy<T: Element<Stat = f32>>(
+        &self,
+        device: &Device,
+        method: &dyn Method,
+        scores: bool,
+        checkpointing: bool,
+    ) -> Policy<T> {
+        let shape = self.folder.config.clone();
+        let (decoder, table) = match scores {
+            true => Decoder::scoring(shape),
+            false => Decoder::new(shape),
+        }
+        .unwrap();
+        let full = init_weights::<f32>(&table, 3, &Device::Cpu).unwrap();
+        let weights = full.cast::<T>().unwrap().to_device(device).unwrap();
+        let reference = method.needs_reference().then(|| weights.try_clone().unwrap());
+        Policy {
+            decoder,
+            head: LmHead { chunk_bytes: 4096, ..LmHead::default() },
+            weights,
+            reference,
+            checkpointing,
+            device: device.clone(),
+        }
+    }
+
     /// The moments of a run, counted from before it. Clipped, with decay, warm-up and a schedule, and
     /// two micro-batches a step.
     fn run<T: Element<Stat = f32>>(
@@ -123,23 +150,7 @@ impl Fixture {
             ..TrainConfig::default()
         };
         change(&mut config);
-        let shape = self.folder.config.clone();
-        let (decoder, table) = match scores {
-            true => Decoder::scoring(shape),
-            false => Decoder::new(shape),
-        }
-        .unwrap();
-        let full = init_weights::<f32>(&table, 3, &Device::Cpu).unwrap();
-        let weights = full.cast::<T>().unwrap().to_device(&device).unwrap();
-        let reference = method.needs_reference().then(|| weights.try_clone().unwrap());
-        let policy = Policy {
-            decoder,
-            head: LmHead { chunk_bytes: 4096, ..LmHead::default() },
-            weights,
-            reference,
-            checkpointing: config.gradient_checkpointing,
-            device: device.clone(),
-        };
+        let policy = self.policy::<T>(&device, method, scores, config.gradient_checkpointing);
         let cuda = is_gpu(&device).unwrap().clone();
         let (waits, downloads) = (cuda.waits(), cuda.downloads());
         let mut watch = Watch { cuda, moments: Vec::new() };
@@ -236,4 +247,29 @@ fn fifty_steps_wait_once() {
     let mut want = vec![0; 50];
     want.extend([1, 1, 2, 3]);
     assert_eq!(waits, want, "at the start, after 51 steps, a line, and the end");
+}
+
+/// A micro-batch of every method could be captured into a CUDA graph: neither the launches of its
+/// kernels nor what lies between them waits, or copies to memory that is not page-locked.
+#[test]
+fn a_micro_batch_can_be_captured() {
+    let fixture = Fixture::new();
+    let device = gpu().unwrap();
+    fixture.each(|name, method, scores, _| {
+        let policy = fixture.policy::<bf16>(&device, method, scores, true);
+        let micro = method.micro_batch(&[0, 1, 2]).unwrap();
+        let totals = StepTotals::of(std::slice::from_ref(&micro));
+        let mut grads = Weights::<f32>::zeros(&device, policy.weights.table()).unwrap();
+        let (result, launched) = captured(|| {
+            policy.queue_forward_backward(method, &micro, &totals, None, &mut grads).unwrap()
+        });
+        let launched = launched.unwrap_or_else(|fault| panic!("{name}: {fault}"));
+        for kernel in ["attention", "rmsnorm", "swiglu", "rope"] {
+            let count = launched.iter().filter(|launched| launched.contains(kernel)).count();
+            assert!(count >= 2, "{name}: {count} launches of {kernel} in {launched:?}");
+        }
+        // What the host reads of it is a wait, which no capture survives.
+        let (_, read) = captured(|| DeviceScores::read(&[&result], &[]).unwrap());
+        assert_eq!(read.unwrap_err(), "a wait for the device", "{name}");
+    });
 }
