@@ -16,7 +16,7 @@ lacks        4 4 required
 benches      4 4 required
 floods       6 6 optional
 last         4 4 optional
-long        60 60 optional
+long       100 100 optional
 END
 cat >"$folder/phases.sh" <<'END'
 #!/usr/bin/env bash
