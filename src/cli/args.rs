@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::chat::DataArgs;
+use crate::data::Truncation;
 use crate::train::{Resume, Schedule, TrainConfig, Warmup, scaled_learning_rate};
 use crate::{DType, Device, Error, Result};
 
@@ -273,6 +274,16 @@ pub enum TruncationName {
     KeepEnd,
     /// Neither: the example is dropped.
     Drop,
+}
+
+impl From<TruncationName> for Truncation {
+    fn from(name: TruncationName) -> Self {
+        match name {
+            TruncationName::KeepStart => Truncation::KeepStart,
+            TruncationName::KeepEnd => Truncation::KeepEnd,
+            TruncationName::Drop => Truncation::Drop,
+        }
+    }
 }
 
 /// Peak learning rates, and TRL's defaults where it has them.

@@ -3,6 +3,8 @@
 mod args;
 mod chat;
 mod claim;
+mod converse;
+mod data;
 mod demo;
 mod dpo;
 mod eval;
@@ -76,6 +78,10 @@ enum Command {
     OnlineDpo(online_dpo::Args),
     /// Sample completions from a model.
     Generate(generate::Args),
+    /// Talk to a model in the terminal.
+    Chat(converse::Args),
+    /// Look at data files as a training sees them.
+    Data(data::Args),
 }
 
 /// Runs the command line and prints what goes wrong on one line.
@@ -140,7 +146,7 @@ fn command() -> clap::Command {
         // As TRL: the end of an answer is what is scored.
         sub.mut_arg("truncation_mode", |arg| arg.default_value("drop"))
     });
-    for name in ["demo", "eval", "frontier", "report", "generate", "rlaif"] {
+    for name in ["demo", "eval", "frontier", "report", "generate", "chat", "rlaif"] {
         command = command.mut_subcommand(name, |sub| sub.args_override_self(true));
     }
     command
@@ -185,6 +191,8 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::Grpo(args) => grpo::run(args, &given)?,
         Command::OnlineDpo(args) => online_dpo::run(args, &given)?,
         Command::Generate(args) => generate::run(args)?,
+        Command::Chat(args) => converse::run(args)?,
+        Command::Data(args) => data::run(args)?,
     }
     Ok(())
 }

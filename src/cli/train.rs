@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::args::{TrainArgs, TruncationName};
+use super::args::TrainArgs;
 use super::claim::claim;
 use super::progress::Progress;
 use super::sample::sample;
 use super::yaml::Given;
-use crate::data::{Dataset, Item, Limits, Options, Pair, ReadOptions, Tokenizer, Truncation};
+use crate::data::{Dataset, Item, Limits, Options, Pair, ReadOptions, Tokenizer};
 use crate::device::peak::Peak;
 use crate::device::profile;
 use crate::generate::{GenerateOptions, Sampling};
@@ -132,6 +132,10 @@ impl<'a> Run<'a> {
         if skipped.rows > 0 {
             let first = skipped.first.join("; ");
             self.progress.note(&format!("{path}: skipped {} bad rows: {first}", skipped.rows));
+        }
+        if !dataset.unread().is_empty() {
+            let columns = dataset.unread().join(", ");
+            self.progress.note(&format!("{path}: columns that are not read: {columns}"));
         }
         Ok(dataset)
     }
@@ -256,12 +260,10 @@ pub fn split<T: Element>(full: Weights<f32>) -> Result<(Weights<T>, Option<Weigh
 
 /// How long a sequence may be, for a model of so many positions.
 pub fn limits(args: &TrainArgs, positions: usize) -> Limits {
-    let truncation = match args.truncation_mode {
-        TruncationName::KeepStart => Truncation::KeepStart,
-        TruncationName::KeepEnd => Truncation::KeepEnd,
-        TruncationName::Drop => Truncation::Drop,
-    };
-    Limits { max_length: Some(args.max_length.min(positions)), truncation }
+    Limits {
+        max_length: Some(args.max_length.min(positions)),
+        truncation: args.truncation_mode.into(),
+    }
 }
 
 /// A table of operations on the terminal, and what is left beside them. An operation's share of

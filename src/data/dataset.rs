@@ -116,6 +116,7 @@ pub struct Dataset<T: Item> {
     entries: Vec<Entry<T>>,
     dropped: Dropped,
     skipped: Skipped,
+    unread: Vec<String>,
 }
 
 impl<T: Item> std::fmt::Debug for Dataset<T> {
@@ -152,7 +153,7 @@ impl<T: Item> Dataset<T> {
         if let Some(max @ 0..2) = limits.max_length {
             return Err(Error::setting("max_length", "a number of at least 2", max));
         }
-        let Table { path, format, rendered, rows, skipped } = table;
+        let Table { path, format, rendered, rows, skipped, unread } = table;
         let tokenizer = if rendered { Arc::new(tokenizer.verbatim()) } else { tokenizer };
         let no_prompt = matches!(format, Format::Text | Format::Messages);
         if options.completion_only == Some(true) && no_prompt {
@@ -196,7 +197,7 @@ impl<T: Item> Dataset<T> {
             };
             return Err(Error::file(path, message));
         }
-        Ok(Dataset { path, tokenizer, limits, entries, dropped, skipped })
+        Ok(Dataset { path, tokenizer, limits, entries, dropped, skipped, unread })
     }
 
     /// How many examples there are, without those that were dropped. Never 0.
@@ -228,6 +229,11 @@ impl<T: Item> Dataset<T> {
     /// What was skipped on request: to be said to the user.
     pub fn skipped(&self) -> &Skipped {
         &self.skipped
+    }
+
+    /// Columns that nothing reads: to be said to the user.
+    pub fn unread(&self) -> &[String] {
+        &self.unread
     }
 
     /// How many examples are tokenised by now.

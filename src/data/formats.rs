@@ -71,6 +71,20 @@ impl Format {
         }
     }
 
+    /// Whether a column of such rows is read, beside [`Format::fields`] the ones that may be there.
+    pub(super) fn reads(self, column: &str) -> bool {
+        let more: &[&str] = match self {
+            Format::Pairs | Format::ImplicitPairs => &["margin", "weight", "target_prob"],
+            _ => &[],
+        };
+        let conversations = ["tools", "chat_template_kwargs"];
+        self.fields()
+            .split(", ")
+            .chain(more.iter().copied())
+            .chain(conversations)
+            .any(|c| c == column)
+    }
+
     /// The format that a row's fields make it one of.
     pub(super) fn of(row: &Map<String, Value>) -> Option<Format> {
         let has = |name: &str| row.contains_key(name);

@@ -8,6 +8,7 @@
 //! | texts as ids and back | [`tokenizer`] |
 //! | records as tokenised, truncated examples | [`examples`], [`preferences`] |
 //! | a file's examples, made on demand: [`Dataset`] | [`dataset`] |
+//! | what a training sees of a row, and of a whole file | [`inspect`] |
 //!
 //! There is no padding and so no mask for it: an example is a prompt and its completions, and what is
 //! scored follows from their lengths, but for conversations of which only some turns are learnt.
@@ -42,6 +43,7 @@ pub mod examples;
 mod expansion;
 mod fields;
 pub mod formats;
+pub mod inspect;
 mod items;
 pub mod preferences;
 pub mod prompt;

@@ -70,6 +70,8 @@ pub struct Table {
     pub rows: Vec<Row>,
     /// What was left out on request.
     pub skipped: Skipped,
+    /// Columns of the first row that nothing reads.
+    pub unread: Vec<String>,
 }
 
 impl Table {
@@ -90,6 +92,7 @@ impl Table {
     pub fn from_source(mut source: Source, options: &ReadOptions) -> Result<Table> {
         let path = source.path().to_path_buf();
         let (mut layout, mut rows, mut skipped) = (None, Vec::new(), Skipped::default());
+        let mut unread = Vec::new();
         let mut take = |line: usize, record: Result<Record>| {
             match record {
                 Ok(record) => rows.push(Row { line, record }),
@@ -107,7 +110,8 @@ impl Table {
                 take(
                     first.line,
                     parsed.map(|(found, record)| {
-                        layout = Some(found);
+                        layout = Some(found.0);
+                        unread = found.1;
                         record
                     }),
                 )?;
@@ -123,7 +127,7 @@ impl Table {
         }
         match layout {
             Some(Layout { format, rendered }) => {
-                Ok(Table { path, format, rendered, rows, skipped })
+                Ok(Table { path, format, rendered, rows, skipped, unread })
             }
             None => Err(match skipped.first.first() {
                 Some(first) => {
@@ -166,11 +170,12 @@ fn parse(
     raw: &RawRow,
     layout: Option<Layout>,
     options: &ReadOptions,
-) -> Result<(Layout, Record)> {
+) -> Result<((Layout, Vec<String>), Record)> {
     let row = object(path, raw, options)?;
     let fields = Fields { path, line: raw.line, row: &row };
     let bad = |message: String| fields.error("-", message);
     let own = Format::of(&row);
+    let first = layout.is_none();
     let layout = match (layout, own) {
         (Some(layout), _) => layout,
         (None, Some(format)) => Layout { format, rendered: conversational(format, &row) },
@@ -184,6 +189,10 @@ fn parse(
                 if names.is_empty() { "none".into() } else { names.join(", ") }
             )));
         }
+    };
+    let unread = match first {
+        true => row.keys().filter(|name| !layout.format.reads(name)).cloned().collect(),
+        false => Vec::new(),
     };
     let learnt = matches!(layout.format, Format::Messages | Format::PromptCompletion);
     if options.assistant_only && !(layout.rendered && learnt) {
@@ -212,7 +221,7 @@ fn parse(
             layout.format.fields(),
             own.fields()
         ))),
-        _ => Ok((layout, record)),
+        _ => Ok(((layout, unread), record)),
     }
 }
 

@@ -207,6 +207,11 @@ impl Tokenizer {
         self.inner.token_to_id(name).and_then(|id| i32::try_from(id).ok())
     }
 
+    /// The token of an id, as the vocabulary spells it.
+    pub fn name_of(&self, id: i32) -> Option<String> {
+        u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id))
+    }
+
     fn raw(&self, text: &str, special: bool) -> Result<Vec<i32>> {
         let encoding = guarded(|| self.inner.encode_fast(text, special))
             .map_err(|e| Error::file(&self.path, format!("tokenising failed: {e}")))?;

@@ -1,6 +1,9 @@
 //! Sampling from a decoder with a key-value cache.
 
+mod session;
+
 pub use crate::ops::sampling::Sampling;
+pub use session::Session;
 
 use rayon::prelude::*;
 

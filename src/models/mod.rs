@@ -7,6 +7,7 @@
 mod config;
 mod fields;
 mod folder;
+mod generation;
 mod init;
 mod llama;
 mod load;

@@ -1,7 +1,9 @@
 //! The binary, as a user runs it.
 
+mod chat;
 mod config;
 mod data;
+mod data_show;
 mod defaults;
 mod demo;
 #[cfg(feature = "emulate")]
@@ -251,9 +253,13 @@ struct Running {
 
 impl Running {
     fn start(command: &mut Command) -> Self {
+        Self::start_with(command, Stdio::null())
+    }
+
+    fn start_with(command: &mut Command, input: Stdio) -> Self {
         let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(out.try_clone().unwrap())
             .stderr(err.try_clone().unwrap())
             .spawn()
