@@ -30,6 +30,12 @@ pub struct MachineArgs {
     /// weights), f32 on the CPU
     #[arg(long, alias = "torch-dtype", default_value = "auto")]
     pub dtype: DtypeName,
+    /// TRL's way to say --dtype bf16; false: f32
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = truth)]
+    bf16: Option<bool>,
+    /// bf16 takes the place of 16-bit floating point
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = truth)]
+    fp16: Option<bool>,
     /// Give each row of a matrix product the same bits however many rows are computed with it: on cuda
     /// no split-K, and one algorithm for any number of rows; the CPU always does
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
@@ -78,6 +84,9 @@ pub enum DtypeName {
     /// bfloat16.
     #[value(alias = "bfloat16")]
     Bf16,
+    /// 16-bit floating point, in whose place bf16 is taken.
+    #[value(alias = "fp16", alias = "f16", hide = true)]
+    Float16,
 }
 
 impl MachineArgs {
@@ -101,16 +110,32 @@ impl MachineArgs {
         if self.batch_invariant {
             device.be_batch_invariant();
         }
-        let dtype = match (self.dtype, &device) {
-            (DtypeName::F32, _) | (DtypeName::Auto, Device::Cpu) => DType::F32,
-            (DtypeName::Bf16, Device::Cpu) => {
-                return Err(Error::Unsupported(
-                    "--dtype bf16 on the CPU: files in 16 bits are widened to f32 on load".into(),
-                ));
+        Ok((device.clone(), self.dtype_on(&device)))
+    }
+
+    /// The type to compute in on `device`; tells where it is another than the one asked for.
+    fn dtype_on(&self, device: &Device) -> DType {
+        // As in transformers, bf16 and fp16 are how it computes, whatever the type of the weights.
+        let half = self.fp16 == Some(true) || matches!(self.dtype, DtypeName::Float16);
+        let narrow = half || self.bf16 == Some(true) || matches!(self.dtype, DtypeName::Bf16);
+        let full = matches!(self.dtype, DtypeName::F32) || self.bf16 == Some(false);
+        match device {
+            Device::Cpu => {
+                if narrow {
+                    eprintln!(
+                        "note: weights are widened to float32: the CPU computes in nothing else"
+                    );
+                }
+                DType::F32
             }
-            _ => DType::BF16,
-        };
-        Ok((device, dtype))
+            _ if full && !narrow => DType::F32,
+            _ => {
+                if half {
+                    eprintln!("note: computing in bf16, in the place of float16");
+                }
+                DType::BF16
+            }
+        }
     }
 
     /// The device of a command that computes in float32; starts the thread pool.

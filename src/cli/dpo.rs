@@ -39,6 +39,9 @@ pub struct Args {
     /// Weight of CPO's likelihood term
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     cpo_alpha: f64,
+    /// Temperature of discopop's modulation
+    #[arg(long, default_value_t = 0.05, value_name = "X")]
+    discopop_tau: f64,
     /// Psi of psi_po: identity, logit, or a file of rising lines `p psi`
     #[arg(long, default_value = "identity", value_name = "PSI")]
     psi: String,
@@ -162,6 +165,7 @@ impl Args {
             label_smoothing: self.label_smoothing,
             simpo_gamma: self.simpo_gamma,
             cpo_alpha: self.cpo_alpha,
+            discopop_tau: self.discopop_tau,
             psi: psi(&self.psi)?,
             slic_delta: self.slic_delta,
             slic_lambda: self.slic_lambda,

@@ -23,6 +23,7 @@ mod rewards;
 mod rlaif;
 mod rloo;
 mod sample;
+mod settings;
 mod sft;
 mod spin;
 mod train;
@@ -155,7 +156,7 @@ fn command() -> clap::Command {
 fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let args = joined(args.map(hyphens));
     let mut command = command();
-    let (args, config) = yaml::expand(&command, args)?;
+    let (args, settings) = settings::expand(&command, args)?;
     let matches = match command.try_get_matches_from_mut(args) {
         Ok(matches) => matches,
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
@@ -167,12 +168,10 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
             let _ = e.print();
             return Err(Failure::Shown(ExitCode::from(2)));
         }
-        Err(e) => return Err(Failure::Usage(config.blame(&e, one_line(&e)))),
+        Err(e) => return Err(Failure::Usage(settings.blame(&e, one_line(&e)))),
     };
     let cli = Cli::from_arg_matches(&matches).map_err(|e| Failure::Usage(one_line(&e)))?;
-    if !config.without_effect.is_empty() {
-        eprintln!("note: no effect here: {}", config.without_effect.join(", "));
-    }
+    settings.notices().for_each(|notice| eprintln!("note: {notice}"));
     let given = matches.subcommand().map(|(name, matches)| yaml::Given::new(name, matches));
     let given = given.unwrap_or_default();
     match cli.command {

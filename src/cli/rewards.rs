@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::args::truth;
 use super::judge::JudgeArgs;
 use crate::demo::world;
 use crate::rewards::{
@@ -37,6 +38,10 @@ pub struct ProgramArgs {
     /// [default: none]
     #[arg(long, value_name = "COMMAND")]
     reward_command: Option<String>,
+    /// Let the file of --config name the program of --reward-command
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    #[allow(dead_code)] // Looked at where the file is read: settings.rs.
+    allow_commands: bool,
     /// Seconds that an answer of the program may take
     #[arg(long, default_value_t = 60.0, value_name = "X")]
     reward_timeout: f64,

@@ -1,103 +1,16 @@
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_norway::{Mapping, Value};
 
-use super::trl::{self, Known};
 use crate::train::TrainConfig;
 use crate::{Error, Result};
 
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What a configuration file said.
-#[derive(Default)]
-pub struct Config {
-    path: PathBuf,
-    keys: Vec<String>,
-    /// What was accepted and has no effect.
-    pub without_effect: Vec<String>,
-}
-
-impl Config {
-    /// Names the file in an error about a flag that came from it.
-    pub fn blame(&self, error: &clap::Error, message: String) -> String {
-        let flag = error.get(clap::error::ContextKind::InvalidArg).map(|arg| arg.to_string());
-        let key = flag.and_then(|flag| {
-            let name = flag.trim_start_matches("--").split([' ', '=']).next()?.replace('-', "_");
-            self.keys.contains(&name).then_some(name)
-        });
-        match key {
-            Some(key) => format!("{}: field `{key}`: {message}", self.path.display()),
-            None => message,
-        }
-    }
-}
-
-/// Puts the settings of `--config FILE` before the flags, which override them, and takes out those
-/// of TRL's that are not ours.
-pub fn expand(command: &clap::Command, args: Vec<OsString>) -> Result<(Vec<OsString>, Config)> {
-    let found = args.iter().enumerate().skip(1).find_map(|(at, arg)| {
-        arg.to_str().and_then(|name| command.find_subcommand(name)).map(|sub| (at, sub))
-    });
-    let Some((at, sub)) = found else { return Ok((args, Config::default())) };
-    let mut config = Config::default();
-    let own = without_trl(sub, &args[at + 1..], &mut config)?;
-    let mut expanded = args[..=at].to_vec();
-    if let Some(path) = config_path(&own) {
-        config.path = path;
-        expanded.extend(read(sub, &mut config)?);
-    }
-    expanded.extend(own);
-    Ok((expanded, config))
-}
-
-fn knows(command: &clap::Command, flag: &str) -> bool {
-    command.get_arguments().any(|arg| {
-        arg.get_long() == Some(flag) || arg.get_all_aliases().is_some_and(|all| all.contains(&flag))
-    })
-}
-
-/// The flags that are ours.
-fn without_trl(
-    command: &clap::Command,
-    args: &[OsString],
-    config: &mut Config,
-) -> Result<Vec<OsString>> {
-    let mut own = Vec::new();
-    let mut rest = args.iter().peekable();
-    while let Some(arg) = rest.next() {
-        let flag = arg.to_str().and_then(|text| text.strip_prefix("--")).unwrap_or_default();
-        let (name, value) = match flag.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (flag, None),
-        };
-        let key = name.replace('-', "_");
-        if knows(command, name) || trl::known(&key, "").is_none() {
-            own.push(arg.clone());
-            continue;
-        }
-        let mut next = || rest.next_if(|next| !next.to_string_lossy().starts_with("--"));
-        let value = match value {
-            Some(value) => value.to_string(),
-            None => next().map_or("true".into(), |value| value.to_string_lossy().into_owned()),
-        };
-        match trl::known(&key, &value) {
-            Some(Known::Refused(same)) => {
-                let message = format!("--{name}: {}", trl::refusal(same, &value));
-                return Err(Error::Unsupported(message));
-            }
-            Some(Known::NoEffect) => config.without_effect.push(key),
-            _ => {}
-        }
-    }
-    Ok(own)
-}
-
-/// The settings of a configuration file as flags.
-fn read(sub: &clap::Command, config: &mut Config) -> Result<Vec<OsString>> {
-    let path = &config.path;
+/// The settings of a configuration file: names with underscores, and values as a flag has them.
+pub fn read(path: &Path) -> Result<Vec<(String, String)>> {
     let io = |e| Error::io(path, e);
     let file = std::fs::File::open(path).map_err(io)?;
     let mut text = String::new();
@@ -107,58 +20,22 @@ fn read(sub: &clap::Command, config: &mut Config) -> Result<Vec<OsString>> {
     }
     let mapping: Option<Mapping> =
         serde_norway::from_str(&text).map_err(|e| Error::file(path, one_line(&e.to_string())))?;
-    let mapping = mapping.unwrap_or_default();
-    let mut flags = Vec::new();
-    for (key, value) in &mapping {
+    let settings = mapping.unwrap_or_default().into_iter().map(|(key, value)| {
         let Value::String(key) = key else {
-            return Err(Error::file(&config.path, format!("expected a name, got {key:?}")));
+            return Err(Error::file(path, format!("expected a name, got {key:?}")));
         };
-        let key = key.replace('-', "_");
-        if key == "config" {
-            return Err(Error::file(&config.path, "field `config`: a file cannot name another"));
-        }
-        let flag = key.replace('_', "-");
-        let text = scalar(value);
-        if knows(sub, &flag) {
-            let value = text.ok_or_else(|| {
-                let message = format!("field `{key}`: expected a value or a list of values");
-                Error::file(&config.path, message)
-            })?;
-            if value != "null" {
-                flags.push(format!("--{flag}={value}").into());
-            }
-            config.keys.push(key);
-            continue;
-        }
-        let value = text.unwrap_or_else(|| "settings of its own".into());
-        match trl::known(&key, &value) {
-            Some(Known::NoEffect) => config.without_effect.push(key),
-            Some(Known::Same) => {}
-            Some(Known::Refused(same)) => {
-                let message =
-                    format!("field `{key}`: not supported: {}", trl::refusal(same, &value));
-                return Err(Error::file(&config.path, message));
-            }
-            None => return Err(Error::file(&config.path, unknown(sub, &key))),
-        }
-    }
-    Ok(flags)
+        let text = scalar(&value).or_else(|| serde_json::to_string(&value).ok());
+        let Some(text) = text else {
+            let message = format!("field `{key}`: expected a value, a list or a mapping of names");
+            return Err(Error::file(path, message));
+        };
+        Ok((key.replace('-', "_"), text))
+    });
+    settings.collect()
 }
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn config_path(args: &[OsString]) -> Option<PathBuf> {
-    let mut path = None;
-    for (i, arg) in args.iter().enumerate() {
-        if arg == "--config" {
-            path = args.get(i + 1).map(PathBuf::from);
-        } else if let Some(value) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
-            path = Some(PathBuf::from(value));
-        }
-    }
-    path
 }
 
 fn scalar(value: &Value) -> Option<String> {
@@ -172,20 +49,6 @@ fn scalar(value: &Value) -> Option<String> {
     })
 }
 
-fn unknown(command: &clap::Command, key: &str) -> String {
-    let names = command.get_arguments().filter_map(|arg| arg.get_long());
-    let names: Vec<String> = names.map(|name| name.replace('-', "_")).collect();
-    let nearest = names
-        .iter()
-        .map(|name| (strsim::jaro_winkler(name, key), name))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(similarity, _)| *similarity > 0.7);
-    match nearest {
-        Some((_, name)) => format!("field `{key}`: unknown; did you mean `{name}`?"),
-        None => format!("field `{key}`: unknown"),
-    }
-}
-
 /// The settings that a command ran with, for its `config.yaml`.
 #[derive(Default)]
 pub struct Given {
@@ -197,8 +60,8 @@ pub struct Given {
 impl Given {
     /// Every setting of a command, defaults included.
     pub fn new(command: &str, matches: &clap::ArgMatches) -> Self {
-        const NOT_SETTINGS: [&str; 3] =
-            ["config", "resume_from_checkpoint", "overwrite_output_dir"];
+        const NOT_SETTINGS: [&str; 4] =
+            ["config", "resume_from_checkpoint", "overwrite_output_dir", "allow_commands"];
         // By name: flags and a file that say the same give the same bytes.
         let mut settings =
             BTreeMap::from([("learning_rate", Value::Null), ("output_dir", Value::Null)]);
@@ -260,6 +123,10 @@ impl Given {
         }
         let body = serde_norway::to_string(&settings)
             .map_err(|e| Error::file(&config.output_dir, e.to_string()))?;
-        Ok(format!("# collimate {} --config config.yaml\n{body}", self.command))
+        let allow = match settings.contains_key("reward_command") {
+            true => " --allow-commands",
+            false => "",
+        };
+        Ok(format!("# collimate {} --config config.yaml{allow}\n{body}", self.command))
     }
 }

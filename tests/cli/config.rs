@@ -102,21 +102,21 @@ fn wrong_files_are_named() {
         ("zzz: 1", "field `zzz`: unknown"),
         ("beta: -1", "--beta: expected a finite number above 0"),
         ("beta: many", "field `beta`: invalid value"),
-        ("beta: {a: 1}", "field `beta`: expected a value"),
+        ("beta: {a: 1}", "field `beta`: invalid value '{\"a\":1}'"),
         ("seed: 1.5", "field `seed`"),
         ("config: other.yaml", "a file cannot name another"),
         ("3: 4", "expected a name"),
         ("beta: 1\nbeta: 2", "duplicate"),
         ("[1, 2]", "invalid type"),
         ("beta: [", "config.yaml"),
-        ("use_peft: true", "field `use_peft`: not supported: expected false"),
-        ("packing: true", "field `packing`: not supported: expected false"),
-        ("bf16: true", "field `bf16`: not supported: expected false"),
+        ("use_peft: true", "field `use_peft`: true (adapters are not there"),
+        ("packing: true", "field `packing`: true (sequences lie one behind the other"),
         ("load_in_4bit: true", "load_in_4bit"),
-        ("optim: sgd", "field `optim`: not supported: expected adamw_torch"),
-        ("rpo_alpha: 1.0", "field `rpo_alpha`: not supported: expected no such setting"),
-        ("deepspeed: {stage: 3}", "field `deepspeed`: not supported"),
+        ("optim: sgd", "field `optim`: sgd (AdamW is the optimiser"),
+        ("rpo_alpha: 1.0", "field `rpo_alpha`: 1.0 (add a weight to a loss list"),
         ("ld_alpha: 0.5", "ld_alpha"),
+        ("model_init_kwargs: {num_hidden_layers: 2}", "field `model_init_kwargs`"),
+        ("allow_commands: true", "field `allow_commands`: expected on the command line alone"),
     ] {
         let text = if yaml.starts_with('[') { yaml.into() } else { format!("{base}{yaml}\n") };
         let path = fixture.write("config.yaml", text);
@@ -140,38 +140,71 @@ fn wrong_files_are_named() {
 #[test]
 fn what_trl_knows() {
     let fixture = Fixture::new();
-    let yaml = "report_to: none\nattn_implementation: flash_attention_2\nbf16: false\n\
-        gradient_checkpointing_kwargs: {use_reentrant: false}\npacking: false\noptim: adamw_torch\n\
-        dataset_num_proc: 4\nlora_r: 16\nuse_peft: False\nmax_prompt_length: null\nfsdp: ''\n";
+    let yaml = "report_to: [wandb, none]\nattn_implementation: flash_attention_2\nbf16: true\n\
+        gradient_checkpointing_kwargs: {use_reentrant: false}\npacking: false\noptim: adamw_bnb_8bit\n\
+        dataset_num_proc: 4\nlora_r: 16\nuse_peft: False\nmax_prompt_length: null\nfsdp: ''\n\
+        deepspeed: {stage: 3}\nnum_processes: 8\npush_to_hub: true\nno_remove_unused_columns: true\n\
+        model_init_kwargs: {use_cache: false}\n";
     let path = fixture.write("config.yaml", yaml);
     fixture.train("dpo", "plain", "");
-    for (out, more, notice) in [
+    for (out, more, notices) in [
         (
             "yaml",
             format!("--config {path}"),
-            "note: no effect here: report_to, attn_implementation, gradient_checkpointing_kwargs, \
-             dataset_num_proc, lora_r\n",
+            &[
+                "no effect here: attn_implementation, gradient_checkpointing_kwargs, \
+                 dataset_num_proc, lora_r, remove_unused_columns, model_init_kwargs",
+                "metrics go to the terminal and to metrics.jsonl: report_to",
+                "one process trains on one device: deepspeed, num_processes",
+                "nothing is pushed to a hub: the model is in the output folder: push_to_hub",
+                "the optimiser is AdamW in float32: optim",
+                "weights are widened to float32: the CPU computes in nothing else",
+            ][..],
         ),
         (
             "flags",
-            "--report_to none --bf16 False --use-cpu --log_level=info --use_peft false".into(),
-            "note: no effect here: report_to, use_cpu, log_level\n",
+            "--report_to none --bf16 False --use-cpu --log_level=info --use_peft false \
+             --lora_target_modules q_proj v_proj --no_bf16_full_eval"
+                .into(),
+            &["no effect here: log_level, lora_target_modules, bf16_full_eval"],
+        ),
+        (
+            "narrow",
+            "--dtype bf16 --fp16".into(),
+            &["weights are widened to float32: the CPU computes in nothing else"],
         ),
     ] {
         let run = fixture.run("dpo", out, &more);
         assert!(run.ok(), "{run:?}");
-        assert_eq!(run.err.matches("no effect").count(), 1);
-        assert!(run.err.starts_with(notice), "{run:?}");
+        for notice in notices {
+            assert_eq!(run.err.matches(&format!("note: {notice}\n")).count(), 1, "{run:?}");
+        }
+        assert_eq!(run.err.matches("no effect").count(), usize::from(out != "narrow"), "{run:?}");
         assert_eq!(fixture.weights("plain"), fixture.weights(out));
     }
-    for (flag, says) in [
-        ("--use-peft", "--use-peft: expected false"),
-        ("--bf16 true", "--bf16: expected false"),
-        ("--packing=True", "--packing"),
-    ] {
-        let run = fixture.run("dpo", "out", flag);
-        run.fails(&["not supported", says.split(':').next().unwrap()]);
-    }
+    let run = fixture.run("dpo", "out", "--use-peft --packing=True --load_in_4bit true --seed 3");
+    run.fails(&[
+        "not supported: --use-peft: true (",
+        "--packing: True (",
+        "--load-in-4bit: true (",
+    ]);
+    assert!(!fixture.path("out").exists());
+}
+
+/// A file from elsewhere cannot name a program.
+#[test]
+fn a_file_names_a_program_only_where_it_may() {
+    let fixture = Fixture::new();
+    let reward = "reward_command: \"sed -u 's/.*/1.0/'\"\nresponse_length: 2\nnum_generations: 2\n";
+    let path = fixture.write("config.yaml", reward);
+    let run = fixture.run("rloo", "out", &format!("--config {path}"));
+    run.fails(&["config.yaml: field `reward_command`", "only with --allow-commands"]);
+    let more = format!("--config {path} --allow-commands --gradient-accumulation-steps 1");
+    fixture.train("rloo", "out", &more);
+    // What the run wrote says what it takes to run it again.
+    let config = fs::read_to_string(fixture.path("out/config.yaml")).unwrap();
+    assert!(config.starts_with("# collimate rloo --config config.yaml --allow-commands\n"));
+    assert!(!config.contains("allow_commands:"), "{config}");
 }
 
 #[test]

@@ -45,14 +45,14 @@ fn settings_outside_their_range() {
         ("dpo --label-smoothing 0.5", "--label-smoothing"),
         ("dpo --loss-type simpo --f-divergence-type forward_kl", "--f-divergence-type"),
         ("dpo --loss-type psi_po --psi nothing", "psi: expected identity"),
-        ("dpo --device cpu --dtype bf16", "--dtype bf16 on the CPU"),
+        ("dpo --device cpu --dtype bf15", "--dtype"),
         ("dpo --lerning-rate 1", "'--learning-rate'"),
         ("dpo --beta", "--beta"),
         ("dpo extra", "unexpected argument 'extra'"),
         ("kto --per-device-train-batch-size 1", "per_device_train_batch_size: expected at least 2"),
         ("kto --beta 0", "--beta"),
         ("kto --desirable-weight -1", "--desirable-weight"),
-        ("kto --loss-type kto", "--loss-type"),
+        ("kto --loss-type apo_zero_unpaired", "--loss-type: apo_zero_unpaired ("),
         ("sft --beta 0.1", "--beta"),
     ] {
         let (method, flags) = more.split_once(' ').unwrap();

@@ -1,0 +1,150 @@
+//! The table against the keys of the real packages (scripts/trl_keys.py).
+
+use std::ffi::OsString;
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+use super::*;
+use crate::cli::{command, settings};
+
+const COMMANDS: [&str; 7] = ["sft", "dpo", "kto", "reward", "grpo", "rloo", "online-dpo"];
+
+/// Defaults of TRL's that mean another run here, with the reason.
+const OTHER: [(&str, &str, &str); 1] =
+    [("grpo", "use_bias_correction_kl", "the KL is not weighted; without beta there is none")];
+
+/// The keys of a command: those of every command, its own, and the launcher's.
+fn keys(of: &str) -> Vec<(String, String)> {
+    let text = include_str!("../../../tests/fixtures/trl_keys.json");
+    let fixture: Value = serde_json::from_str(text).unwrap();
+    let lists = ["every command", of, "launcher"].map(|list| fixture[list].as_array().unwrap());
+    let text = |default: &Value| match default {
+        Value::String(text) => text.clone(),
+        Value::Array(all) => {
+            let all = all.iter().map(|v| v.as_str().map_or(v.to_string(), str::to_string));
+            all.collect::<Vec<_>>().join(",")
+        }
+        other => other.to_string(),
+    };
+    let keys = lists.into_iter().flatten();
+    keys.map(|key| (key[0].as_str().unwrap().to_string(), text(&key[2]))).collect()
+}
+
+/// What clap makes of a command with a file of these settings.
+fn parse(name: &str, yaml: &str) -> Result<clap::ArgMatches, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    std::fs::write(&path, yaml).unwrap();
+    parse_flags(name, &[&format!("--config={}", path.display())])
+}
+
+fn parse_flags(name: &str, more: &[&str]) -> Result<clap::ArgMatches, String> {
+    let mut args = vec!["collimate", name, "--model-name-or-path=m", "--dataset-name=d"];
+    args.extend(more);
+    let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
+    static COMMAND: LazyLock<clap::Command> = LazyLock::new(command);
+    let (args, _) = settings::expand(&COMMAND, args).map_err(|e| e.to_string())?;
+    COMMAND.clone().try_get_matches_from(args).map_err(|e| e.to_string())
+}
+
+#[test]
+fn every_key_is_known_and_every_default_is_accepted() {
+    for name in COMMANDS {
+        let keys = keys(name);
+        assert!(keys.len() > 200, "{name}: {}", keys.len());
+        let mut wrong = Vec::new();
+        for (key, default) in keys {
+            let yaml = match default.as_str() {
+                "" => format!("{key}: ''"),
+                default => format!("{key}: {default}"),
+            };
+            let other = OTHER.iter().any(|(command, known, _)| *command == name && *known == key);
+            match parse(name, &yaml) {
+                Ok(_) => assert!(!other, "{name}: {key} is accepted, and yet in the list"),
+                Err(message) if other => assert!(!message.contains("unknown"), "{message}"),
+                Err(message) => wrong.push(message),
+            }
+        }
+        assert!(wrong.is_empty(), "{name}: {wrong:#?}");
+    }
+}
+
+#[test]
+fn no_key_of_trl_is_told_to_be_unknown_whatever_its_value() {
+    for name in COMMANDS {
+        let messages = keys(name)
+            .into_iter()
+            .filter_map(|(key, _)| parse(name, &format!("{key}: {{no: such value}}")).err());
+        let unknown: Vec<String> = messages.filter(|m| m.contains("unknown")).collect();
+        assert!(unknown.is_empty(), "{name}: {unknown:#?}");
+    }
+}
+
+#[test]
+fn a_key_has_one_fate_and_one_remedy() {
+    let refusable = |key: &str| REMEDIES.iter().filter(|(_, keys)| keys.contains(&key)).count();
+    for key in names().filter(|key| !key.ends_with('*')) {
+        assert!(refusable(key) <= 1, "{key} has two remedies");
+        for command in COMMANDS {
+            let groups = GROUPS.iter().filter(|group| group.is_of(command) && group.has(key));
+            let open = groups.clone().filter(|group| group.values.is_empty()).count();
+            assert!(open <= 1, "{key} is in two groups that take any value");
+        }
+    }
+    let mut wrong = Vec::new();
+    // What is taken with some values alone says what to do about another.
+    for group in GROUPS.iter().filter(|group| !group.values.is_empty()) {
+        for key in group.keys {
+            let open = GROUPS.iter().any(|other| other.values.is_empty() && other.has(key));
+            let both = ["true", "false"].iter().all(|value| {
+                GROUPS.iter().any(|other| other.has(key) && other.values.contains(value))
+            });
+            if !(open || both || refusable(key) == 1) {
+                wrong.push(key);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "without a remedy: {wrong:?}");
+}
+
+#[test]
+fn refusals_come_at_once_with_their_remedies() {
+    let yaml = "use_peft: true\nlearning_rte: 1\nload_in_4bit: true\noptim: rmsprop\nseed: 3\n";
+    let message = parse("dpo", yaml).unwrap_err();
+    for says in [
+        "field `use_peft`: true (adapters are not there",
+        "`learning_rte`: unknown; did you mean `learning_rate`?",
+        "`load_in_4bit`: true (weights are not quantised",
+        "`optim`: rmsprop (AdamW",
+    ] {
+        assert!(message.contains(says), "{says}: {message}");
+    }
+    assert_eq!(message.matches("config.yaml").count(), 1, "{message}");
+    let message = parse_flags("dpo", &["--use-peft", "--optim", "lion", "--lora-r=3"]).unwrap_err();
+    assert!(message.contains("--use-peft: true (") && message.contains("--optim: lion ("));
+    assert!(!message.contains("lora"), "{message}");
+}
+
+#[test]
+fn lists_and_switches_of_the_command_line() {
+    let flags = ["--lora-target-modules", "q", "k", "--report-to", "a", "b", "--loss-type"];
+    let flags: Vec<&str> =
+        flags.into_iter().chain(["sigmoid", "sft", "--loss-weights", "1", "0.2"]).collect();
+    let matches = parse_flags("dpo", &flags).unwrap();
+    let given = |id: &str| {
+        let raw = matches.subcommand().unwrap().1.get_raw(id).unwrap().next().unwrap();
+        raw.to_string_lossy().into_owned()
+    };
+    assert_eq!((given("loss_type"), given("loss_weights")), ("sigmoid,sft".into(), "1,0.2".into()));
+    let matches = parse_flags("dpo", &["--no-bf16", "--no-gradient-checkpointing"]).unwrap();
+    let given = |id: &str| *matches.subcommand().unwrap().1.get_one::<bool>(id).unwrap();
+    assert!(!given("bf16") && !given("gradient_checkpointing"));
+    parse_flags("dpo", &["--no-remove-unused-columns", "--no-average-tokens-across-devices"])
+        .unwrap();
+    let message = parse_flags("dpo", &["--no-lerning-rate"]).unwrap_err();
+    assert!(message.contains("--no-lerning-rate"), "{message}");
+    let matches = parse("kto", "train_sampling_strategy: sequential\nno_bf16: true").unwrap();
+    let given = |id: &str| *matches.subcommand().unwrap().1.get_one::<bool>(id).unwrap();
+    assert!(!given("shuffle") && !given("bf16"));
+}
