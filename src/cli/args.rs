@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::chat::DataArgs;
+use super::rows::DataArgs;
 use crate::data::Truncation;
 use crate::train::{Resume, Schedule, TrainConfig, Warmup, scaled_learning_rate};
 use crate::{DType, Device, Error, Result};

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use serde_json::{Value as Json, json};
 
 use super::args::{TruncationName, truth};
-use super::chat::DataArgs;
+use super::rows::DataArgs;
 use crate::data::inspect::{Inspected, Lines, Sequence, Summary, Use, inspect};
 use crate::data::{Limits, Row, Skipped, Table, Tokenizer};
 use crate::{Error, Result};

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::{MachineArgs, truth};
-use super::chat::DataArgs;
 use super::judge::JudgeArgs;
 use super::progress::Progress;
 use super::rewards::ProgramArgs;
+use super::rows::DataArgs;
 use super::sample::{Asked, SampleArgs, prompts, sample};
 use crate::data::{ReadOptions, Table};
 use crate::eval::{

@@ -7,8 +7,8 @@ use half::bf16;
 use serde_json::json;
 
 use super::args::ModelArgs;
-use super::chat::DataArgs;
 use super::rewards::RewardArgs;
+use super::rows::DataArgs;
 use crate::data::{Dataset, Limits, Options, Prompt, Tokenizer, Truncation};
 use crate::generate::{GenerateOptions, Sampling, generate};
 use crate::models::ModelFolder;

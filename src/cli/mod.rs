@@ -3,7 +3,6 @@
 mod args;
 mod chat;
 mod claim;
-mod converse;
 mod data;
 mod demo;
 mod dpo;
@@ -22,6 +21,7 @@ mod reward;
 mod rewards;
 mod rlaif;
 mod rloo;
+mod rows;
 mod sample;
 mod settings;
 mod sft;
@@ -80,7 +80,7 @@ enum Command {
     /// Sample completions from a model.
     Generate(generate::Args),
     /// Talk to a model in the terminal.
-    Chat(converse::Args),
+    Chat(chat::Args),
     /// Look at data files as a training sees them.
     Data(data::Args),
 }
@@ -190,7 +190,7 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::Grpo(args) => grpo::run(args, &given)?,
         Command::OnlineDpo(args) => online_dpo::run(args, &given)?,
         Command::Generate(args) => generate::run(args)?,
-        Command::Chat(args) => converse::run(args)?,
+        Command::Chat(args) => chat::run(args)?,
         Command::Data(args) => data::run(args)?,
     }
     Ok(())

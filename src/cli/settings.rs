@@ -61,7 +61,11 @@ pub fn expand(command: &clap::Command, args: Vec<OsString>) -> Result<(Vec<OsStr
     let found = args.iter().enumerate().skip(1).find_map(|(at, arg)| {
         arg.to_str().and_then(|name| command.find_subcommand(name)).map(|sub| (at, sub))
     });
-    let Some((at, sub)) = found else { return Ok((args, Settings::default())) };
+    let Some((mut at, mut sub)) = found else { return Ok((args, Settings::default())) };
+    // Some commands have commands of their own.
+    while let Some(inner) = args.get(at + 1).and_then(|arg| sub.find_subcommand(arg)) {
+        (at, sub) = (at + 1, inner);
+    }
     let mut settings = Settings::default();
     let own = of_flags(sub, &args[at + 1..], &mut settings);
     let mut expanded = args[..=at].to_vec();
