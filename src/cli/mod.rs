@@ -3,6 +3,7 @@
 mod args;
 mod chat;
 mod claim;
+mod decides;
 mod demo;
 mod dpo;
 mod eval;

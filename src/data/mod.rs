@@ -33,6 +33,7 @@
 //! # }
 //! ```
 
+mod added;
 mod bpe;
 mod candidates;
 pub mod chat;
