@@ -40,6 +40,18 @@ impl DType {
     }
 }
 
+impl DType {
+    /// From this size on a number becomes an infinity when it is rounded to the type.
+    pub fn overflows_at(self) -> f64 {
+        match self {
+            DType::F64 => f64::INFINITY,
+            DType::F32 => 2f64.powi(128) * (1.0 - 2f64.powi(-25)),
+            DType::BF16 => 2f64.powi(128) * (1.0 - 2f64.powi(-9)),
+            DType::F16 => 65520.0,
+        }
+    }
+}
+
 impl Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

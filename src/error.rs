@@ -86,6 +86,9 @@ pub enum Error {
     /// A value that is not finite where training cannot go on with it.
     #[error("{0}")]
     NonFinite(String),
+    /// A run that came to its end and changed nothing that it was to change.
+    #[error("{0}")]
+    NothingLearnt(String),
     /// Something that this build or this version does not do.
     #[error("not supported: {0}")]
     Unsupported(String),

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -86,6 +87,22 @@ pub enum DtypeName {
     Bf16,
     /// 16-bit floating point, in whose place bf16 is taken.
     #[value(alias = "fp16", alias = "f16", hide = true)]
+    Float16,
+}
+
+/// A type of saved weights by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SaveDtypeName {
+    /// The source's.
+    Auto,
+    /// 32-bit floating point.
+    #[value(alias = "f32")]
+    Float32,
+    /// bfloat16.
+    #[value(alias = "bf16")]
+    Bfloat16,
+    /// IEEE half precision.
+    #[value(alias = "f16")]
     Float16,
 }
 
@@ -247,6 +264,10 @@ pub struct TrainArgs {
     /// How many checkpoints stay [default: all]
     #[arg(long, value_name = "N")]
     pub save_total_limit: Option<usize>,
+    /// Type of the saved weights; auto is that of the model's files. In 16 bits what a training moved by
+    /// less than half of the way to the next number is lost
+    #[arg(long, default_value = "auto")]
+    pub save_dtype: SaveDtypeName,
     /// Go on from a checkpoint: a path, or auto for the newest sound one of the output directory
     #[arg(long, value_name = "auto|DIR")]
     pub resume_from_checkpoint: Option<PathBuf>,
@@ -391,6 +412,14 @@ impl TrainArgs {
             skip_nonfinite: self.skip_nonfinite,
             precompute_ref_log_probs: false,
             sync_ref_model: None,
+            save_dtype: match self.save_dtype {
+                SaveDtypeName::Auto => None,
+                SaveDtypeName::Float32 => Some(DType::F32),
+                SaveDtypeName::Bfloat16 => Some(DType::BF16),
+                SaveDtypeName::Float16 => Some(DType::F16),
+            },
+            decides: BTreeMap::new(),
+            record: None,
         };
         config.validate()?;
         if self.max_length < 2 {

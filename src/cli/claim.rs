@@ -3,13 +3,25 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::decides::{decides, may_change};
 use super::yaml::Given;
-use crate::models::write_atomically;
 use crate::train::{Resume, TrainConfig, VALUE_FOLDER};
 use crate::{Error, Result};
 
-/// Makes the output directory this run's own; another run in it is only deleted on request.
-pub fn claim(config: &TrainConfig, overwrite: bool, given: &Given) -> Result<()> {
+/// Makes the output directory this run's own; another run in it is only deleted on request. The
+/// configuration is told what decides the run, and what is to be written of it once it begins. What is
+/// returned is what a user should know of a run that goes on: settings that are no longer what they were.
+pub fn claim(config: &mut TrainConfig, overwrite: bool, given: &Given) -> Result<Vec<String>> {
+    make_room(config, overwrite)?;
+    config.decides = decides(given, config)?;
+    config.record = Some(given.to_yaml(config)?);
+    let dir = &config.output_dir;
+    let going_on = config.resume.in_place(dir) && !crate::train::checkpoints(dir)?.is_empty();
+    Ok(if going_on { given.changes(dir, may_change) } else { Vec::new() })
+}
+
+/// An output directory without another run in it.
+fn make_room(config: &TrainConfig, overwrite: bool) -> Result<()> {
     let dir = &config.output_dir;
     let own = |path: &Path| path.canonicalize().ok();
     let (model, here) = (own(&config.model), own(dir));
@@ -44,9 +56,7 @@ pub fn claim(config: &TrainConfig, overwrite: bool, given: &Given) -> Result<()>
             return Err(Error::file(dir, message));
         }
     }
-    fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let (path, text) = (dir.join("config.yaml"), given.to_yaml(config)?);
-    write_atomically(&path, |out| out.write_all(text.as_bytes()).map_err(|e| Error::io(&path, e)))
+    fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))
 }
 
 /// Deletes what a run wrote, and nothing else.

@@ -290,6 +290,7 @@ impl Args {
             let scores = rewards::score(&mut *source, &answers, 1)?;
             all.iter_mut().zip(scores).for_each(|(own, score)| own.push(score));
         }
+        source.finish()?;
         Ok(all)
     }
 

@@ -141,7 +141,9 @@ pub fn run(args: Args) -> Result<()> {
                     completion_ids: &completions[i],
                 })
                 .collect();
-            best(&rewards::score(&mut **reward, &asked, times)?, times)
+            let scores = rewards::score(&mut **reward, &asked, times)?;
+            reward.finish()?;
+            best(&scores, times)
         }
     };
     let mut out = String::new();

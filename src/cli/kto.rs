@@ -50,6 +50,14 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
         return Err(Error::file(data.path(), message));
     }
     let good = (0..train.len()).filter(|&i| train.text(i).is_some_and(|t| t.desirable)).count();
+    if good == 0 || good == train.len() {
+        let label = if good == 0 { "undesirable" } else { "desirable" };
+        let message = format!(
+            "expected desirable and undesirable answers, which KTO tells apart, got {} {label} ones alone",
+            train.len()
+        );
+        return Err(Error::file(train.path(), message));
+    }
     if let Some(warning) = loss.imbalance(good, train.len() - good) {
         run.note(&warning);
     }

@@ -4,6 +4,7 @@ mod args;
 mod chat;
 mod claim;
 mod data;
+mod decides;
 mod demo;
 mod dpo;
 mod eval;

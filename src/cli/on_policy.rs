@@ -111,7 +111,7 @@ fn run_in<T: Element<Stat = f32>>(mut run: Run, args: &RolloutArgs, with: OnPoli
         mini_batches: args.num_mini_batches,
         total_episodes: args.total_episodes,
     };
-    rollout.validate(&run.config)?;
+    rollout.validate(&run.config, with.algorithm.fewest())?;
     let batch_size = run.config.batch_size;
     let pretraining = match &with.pretraining {
         Some((path, weight)) => {

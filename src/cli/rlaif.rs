@@ -51,6 +51,8 @@ pub struct Args {
 
 /// Pairs judged between two looks at the progress.
 const TOGETHER: usize = 64;
+/// A judge that answers fewer than one in so many pairs does not judge them.
+const FEWEST_JUDGED: usize = 10;
 
 /// Runs `collimate rlaif`.
 pub fn run(args: Args) -> Result<()> {
@@ -92,9 +94,20 @@ pub fn run(args: Args) -> Result<()> {
     let path = &args.output;
     write_atomically(path, |out| out.write_all(lines.as_bytes()).map_err(|e| Error::io(path, e)))?;
     match std::io::stdout().write_all(count.table(path, labelled).as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("stdout", e)),
-        _ => Ok(()),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => return Err(Error::io("stdout", e)),
+        _ => {}
     }
+    let all = count.judged + count.silent;
+    if FEWEST_JUDGED * count.judged < all {
+        let message = format!(
+            "the judge answered {} of {all} pairs, fewer than one in {FEWEST_JUDGED}: its templates or its \
+             model are not made for these; its few labels are in {}",
+            count.judged,
+            path.display()
+        );
+        return Err(Error::file(&args.dataset_name, message));
+    }
+    Ok(())
 }
 
 /// On the pool's own threads: each operation is spared waking another one.

@@ -83,7 +83,15 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     if config.resume.in_place(&config.output_dir) {
         given.agrees(&config.output_dir, &OF_ONE_RUN)?;
     }
-    claim(&config, args.train.overwrite_output_dir, given)?;
+    let changes = claim(&mut config, args.train.overwrite_output_dir, given)?;
+    changes.iter().for_each(|change| progress.note(change));
+    // It is of the whole run, and not of its iterations.
+    if let Some(text) = config.record.take() {
+        let path = config.output_dir.join("config.yaml");
+        write_atomically(&path, |out| {
+            out.write_all(text.as_bytes()).map_err(|e| Error::io(&path, e))
+        })?;
+    }
     let mut spin = Spin { args: &args, config, objective, device, tokenizer, options, progress };
     for data in &sets {
         let (path, dropped) = (data.path().display(), data.dropped().rows + data.skipped().rows);

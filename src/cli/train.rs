@@ -20,6 +20,9 @@ use crate::rng::Rng;
 use crate::train::{Method, Observer, Outcome, Policy, TrainConfig, Trainer};
 use crate::{DType, Device, Element, Error, Result};
 
+/// A file of which fewer than one in so many rows are left was not meant so.
+const FEWEST_KEPT: usize = 10;
+
 /// A model and its tokenizer, before the data is read.
 pub struct Run<'a> {
     args: &'a TrainArgs,
@@ -137,6 +140,20 @@ impl<'a> Run<'a> {
             let columns = dataset.unread().join(", ");
             self.progress.note(&format!("{path}: columns that are not read: {columns}"));
         }
+        let (kept, lost) = (dataset.len(), dropped.rows + skipped.rows);
+        if FEWEST_KEPT * kept < kept + lost {
+            let expected =
+                format!("expected one in {FEWEST_KEPT} of its rows to be of use at least");
+            let message = format!(
+                "{expected}, got {kept} of {}: {} dropped, {} bad; what is learnt of so few is not what the \
+                 file is for; raise --max-length, mend the rows, or put those that are meant in a file of \
+                 their own",
+                kept + lost,
+                dropped.rows,
+                skipped.rows
+            );
+            return Err(Error::file(dataset.path(), message));
+        }
         Ok(dataset)
     }
 
@@ -186,12 +203,12 @@ impl<'a> Run<'a> {
     }
 
     fn train_in<T: Element<Stat = f32>>(
-        self,
+        mut self,
         method: &dyn Method,
         evaluation: Option<&dyn Method>,
     ) -> Result<()> {
         let (decoder, full) = self.model()?;
-        claim(&self.config, self.args.overwrite_output_dir, self.given)?;
+        self.claim_output_dir()?;
         let (weights, master) = split::<T>(full)?;
         let reference = method.needs_reference().then(|| weights.try_clone()).transpose()?;
         let policy = Policy {
@@ -245,8 +262,10 @@ impl<'a> Run<'a> {
     }
 
     /// Makes the output directory this run's own.
-    pub fn claim_output_dir(&self) -> Result<()> {
-        claim(&self.config, self.args.overwrite_output_dir, self.given)
+    pub fn claim_output_dir(&mut self) -> Result<()> {
+        let changes = claim(&mut self.config, self.args.overwrite_output_dir, self.given)?;
+        changes.iter().for_each(|change| self.note(change));
+        Ok(())
     }
 }
 

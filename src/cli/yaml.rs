@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -55,6 +55,8 @@ pub struct Given {
     /// The subcommand.
     pub command: String,
     settings: Mapping,
+    /// Those that are paths.
+    paths: BTreeSet<String>,
 }
 
 impl Given {
@@ -63,6 +65,7 @@ impl Given {
         const NOT_SETTINGS: [&str; 4] =
             ["config", "resume_from_checkpoint", "overwrite_output_dir", "allow_commands"];
         // By name: flags and a file that say the same give the same bytes.
+        let mut paths = BTreeSet::new();
         let mut settings =
             BTreeMap::from([("learning_rate", Value::Null), ("output_dir", Value::Null)]);
         for id in matches.ids().map(clap::Id::as_str) {
@@ -74,9 +77,12 @@ impl Given {
             let Ok(Some(raw)) = matches.try_get_raw(id) else { continue };
             let raw: Vec<_> = raw.map(|value| value.to_string_lossy()).collect();
             let text = raw.join(",");
+            let path = matches.try_get_one::<PathBuf>(id).is_ok();
+            if path {
+                paths.insert(id.to_string());
+            }
             // A folder may be called 007.
-            let words = matches.try_get_one::<PathBuf>(id).is_ok()
-                || matches.try_get_one::<String>(id).is_ok();
+            let words = path || matches.try_get_one::<String>(id).is_ok();
             let value = match (text.parse::<bool>(), text.parse::<i64>(), text.parse::<f64>()) {
                 _ if words => Value::from(text),
                 (Ok(b), ..) => Value::from(b),
@@ -87,7 +93,35 @@ impl Given {
             settings.insert(id, value);
         }
         let settings = settings.into_iter().map(|(id, value)| (id.into(), value)).collect();
-        Given { command: command.to_string(), settings }
+        Given { command: command.to_string(), settings, paths }
+    }
+
+    /// The settings that have a value, as texts.
+    pub fn values(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        let text = |(name, value): (&Value, &Value)| Some((scalar(name)?, scalar(value)?));
+        self.settings.iter().filter(|(_, value)| !value.is_null()).filter_map(text)
+    }
+
+    /// Whether a setting is a path.
+    pub fn is_path(&self, name: &str) -> bool {
+        self.paths.contains(name)
+    }
+
+    /// What differs from the settings of the run in `dir` and may differ: sentences for its user.
+    pub fn changes(&self, dir: &std::path::Path, may_change: fn(&str) -> bool) -> Vec<String> {
+        let then = std::fs::read_to_string(dir.join("config.yaml")).ok();
+        let then: Option<Mapping> = then.and_then(|text| serde_norway::from_str(&text).ok());
+        let Some(then) = then else { return Vec::new() };
+        let text = |value: Option<&Value>| value.and_then(scalar).unwrap_or("nothing".into());
+        let names: BTreeSet<String> =
+            then.keys().chain(self.settings.keys()).filter_map(scalar).collect();
+        let own = |name: &&String| {
+            name.as_str() != "output_dir" && (may_change(name) || self.is_path(name))
+        };
+        let names = names.iter().filter(own);
+        let changed = names.map(|name| (name, text(then.get(name)), text(self.settings.get(name))));
+        let changed = changed.filter(|(_, then, now)| then != now);
+        changed.map(|(name, then, now)| format!("{name} is {now}, it was {then}")).collect()
     }
 
     /// Checks that these of the settings are those of the run in `dir`, where there is one.

@@ -34,6 +34,7 @@
 //! # }
 //! ```
 
+mod added;
 mod bpe;
 mod candidates;
 pub mod chat;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::added::{self, Added};
 use crate::{Error, Result};
 
 /// A configuration file larger than this is refused unread.
@@ -28,6 +29,8 @@ pub struct Special {
     pub vocab_size: Option<usize>,
     bos_id: Option<i32>,
     eos_id: Option<i32>,
+    /// Tokens that these files name, whether or not the tokenizer has them.
+    pub(super) added: Vec<Added>,
 }
 
 impl Special {
@@ -49,6 +52,7 @@ impl Special {
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
             let path = folder.join(name);
             let Some(json) = read_json(&path)? else { continue };
+            special.added.extend(added::read(&path, &json)?);
             for (key, slot) in [
                 ("bos_token", &mut special.bos),
                 ("eos_token", &mut special.eos),

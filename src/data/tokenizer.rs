@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::added::{Added, add};
 use super::expansion::Expansion;
 use super::special::read_bounded;
 use crate::{Error, Result};
@@ -96,6 +97,9 @@ impl Tokenizer {
         if inner.get_vocab_size(true) == 0 {
             return Err(bad("not a tokenizer: it holds no token".into()));
         }
+        let (with_ids, named): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut special.added).into_iter().partition(|added| added.id.is_some());
+        add(&mut inner, with_ids.into_iter()).map_err(bad)?;
         special.resolve(|id| inner.id_to_token(id));
         let id = |name: &str| inner.token_to_id(name).and_then(|id| i32::try_from(id).ok());
         let bos = special.bos.as_deref().and_then(id);
@@ -116,9 +120,8 @@ impl Tokenizer {
             .filter(|name| !known.values().any(|token| token.content == *name))
             .map(|name| tokenizers::AddedToken::from(name, true))
             .collect();
-        if !missing.is_empty() {
-            guarded(|| Ok(inner.add_special_tokens(&missing))).map_err(bad)?;
-        }
+        let missing = missing.into_iter().map(|token| Added { token, id: None });
+        add(&mut inner, missing.chain(named)).map_err(bad)?;
         let mut stop_ids = special.stop_ids;
         if let Some((id, _)) = eos {
             stop_ids.push(id);
@@ -144,6 +147,7 @@ impl Tokenizer {
             verbatim: false,
             expansion: None,
         };
+        tokenizer.check_end()?;
         let empty = tokenizer.raw("", true)?;
         tokenizer.adds_bos = bos.is_some_and(|id| empty.first() == Some(&id));
         if let Ok(json) = serde_json::from_str(json) {
@@ -151,6 +155,19 @@ impl Tokenizer {
             tokenizer.expansion = Expansion::of(&json, &known, empty.len());
         }
         Ok(tokenizer)
+    }
+
+    /// The end is written behind a completion as text, and must be read as its token.
+    fn check_end(&self) -> Result<()> {
+        let Some((id, name)) = &self.eos else { return Ok(()) };
+        if self.raw(&format!("a{name}"), false)?.last() == Some(id) {
+            return Ok(());
+        }
+        let message = format!(
+            "the end token {name:?} is not found behind a text, which would be learnt without an end: \
+             is it `\"normalized\": true` among the added_tokens? expected false"
+        );
+        Err(Error::file(&self.path, message))
     }
 
     /// This tokenizer for texts in which every special token is spelt out, as in those of a chat template:
@@ -372,7 +389,7 @@ impl Tokenizer {
 }
 
 /// Runs a call into the `tokenizers` crate, some of whose parts panic on hostile files.
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
         // On one line, whatever the crate's message is.

@@ -52,6 +52,8 @@ impl Normaliser {
 pub struct BatchOutput {
     /// The share of the step's loss: its shares add up to the loss.
     pub loss: f64,
+    /// What `sft` has of it: a mean over tokens, not over pairs.
+    pub sft: f64,
     /// Each pair's loss, without its weight and without `sft`.
     pub losses: Vec<f64>,
     /// Implicit rewards of the chosen completions.
@@ -107,13 +109,13 @@ pub fn preference_loss(
                 let sum = batch.policy_chosen_logps.iter().sum();
                 let (nll, dlogp) = token_nll(sum, batch.chosen_tokens.iter().sum());
                 let share = term_weight / normaliser.micro_batches;
-                out.loss += share * nll;
+                out.sft += share * nll;
                 out.dchosen.iter_mut().for_each(|d| *d += share * dlogp);
             }
         }
     }
     let paired: f64 = out.losses.iter().zip(&weights).map(|(loss, w)| w * loss).sum();
-    out.loss += paired / normaliser.pairs;
+    out.loss = out.sft + paired / normaliser.pairs;
     Ok(out)
 }
 
@@ -223,6 +225,7 @@ impl BatchOutput {
         let rejected: Vec<f64> = pairs.iter().map(|x| beta * x.rejected_logratio()).collect();
         BatchOutput {
             loss: 0.0,
+            sft: 0.0,
             losses: zeros.clone(),
             accurate: chosen.iter().zip(&rejected).map(|(c, r)| c > r).collect(),
             chosen_rewards: chosen,

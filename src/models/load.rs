@@ -5,6 +5,7 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use super::fields::{Fields, parse_object, read_text};
+use super::finite::check_read;
 use super::one_line;
 use super::safetensors::{TensorFile, TensorInfo};
 use crate::nn::{ParamInfo, ParamTable, Weights};
@@ -208,7 +209,9 @@ struct Plan<'a> {
 impl Plan<'_> {
     fn fill<T: Element>(&self, arena: &mut [T]) -> Result<()> {
         for (file, tensor, param) in &self.reads {
-            file.read_range(tensor, 0, &mut arena[param.range.clone()])?;
+            let values = &mut arena[param.range.clone()];
+            file.read_range(tensor, 0, values)?;
+            check_read(file.path(), &tensor.name, values)?;
         }
         let Some((file, tensor, param)) = self.tied_head else { return Ok(()) };
         const CHUNK: usize = 1 << 20;

@@ -6,6 +6,7 @@
 
 mod config;
 mod fields;
+mod finite;
 mod folder;
 mod generation;
 mod init;
@@ -20,6 +21,7 @@ mod scoring;
 mod write;
 
 pub use config::SpecialTokens;
+pub use finite::check_weights;
 pub use folder::{Head, ModelFolder};
 pub use init::{fill_normal, init_weights};
 pub use load::Allow;

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::torch_name;
 use super::fields::open_regular;
+use super::finite::check_weights;
 use super::folder::{CONFIG, Head, ModelFolder, write_json};
 use super::load::{INDEX, SINGLE};
 use super::write::{NamedTensor, sync_folder, write_atomically, write_tensors};
@@ -53,6 +54,10 @@ impl Default for SaveOptions<'_> {
 /// of `source`, to the letter where neither type nor head have changed.
 ///
 /// Every file is written aside and renamed. `dest` may be the folder of `source`.
+///
+/// # Errors
+/// [`Error::NonFinite`] before anything is written, where a weight is not finite in the type that it is
+/// to have.
 pub fn save<T: Element>(
     source: &ModelFolder,
     dest: impl AsRef<Path>,
@@ -60,11 +65,12 @@ pub fn save<T: Element>(
     options: &SaveOptions,
 ) -> Result<()> {
     let dest = dest.as_ref();
+    let dtype = options.dtype.unwrap_or(source.dtype);
+    check_weights(weights, dtype)?;
     fs::create_dir_all(dest).map_err(|e| Error::io(dest, e))?;
     if dest.canonicalize().ok() != source.path.canonicalize().ok() {
         copy_companions(source, dest)?;
     }
-    let dtype = options.dtype.unwrap_or(source.dtype);
     let arena = match weights.arena().as_slice() {
         Some(arena) => Cow::Borrowed(arena),
         None => Cow::Owned(weights.arena().to_vec()?),

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,6 +43,15 @@ enum Line {
 /// Bytes of a line that is read at most.
 const LONGEST: u64 = 1 << 16;
 
+/// Lines that are read before they are wanted. A program that says more waits, and is found out.
+const AHEAD: usize = 16;
+
+/// The longest wait for a program to end once its input has.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The shortest and the longest wait for a line too many behind the last answer.
+const PATIENCE: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
+
 impl CommandReward {
     /// Starts the program.
     ///
@@ -58,7 +67,7 @@ impl CommandReward {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().map_err(failed)?;
         let (input, to_write) = channel::<Vec<u8>>();
-        let (lines, output) = channel();
+        let (lines, output) = sync_channel(AHEAD);
         let last_words = Arc::new(Mutex::new(String::new()));
         if let Some(mut stdin) = child.stdin.take() {
             thread::spawn(move || {
@@ -93,6 +102,24 @@ impl CommandReward {
 
     fn error(&self, message: &str) -> Error {
         Error::Device(format!("reward command `{}`: {message}", shown(&self.options.command)))
+    }
+
+    /// The error of a line that is the answer to nothing.
+    fn surplus(&self, line: &Line) -> Error {
+        let said = match line {
+            Line::Text(text) => shown(text),
+            Line::TooLong => format!("a line of more than {LONGEST} bytes"),
+        };
+        self.error(&format!("expected one line an answer, got another: `{said}`"))
+    }
+
+    /// Waits for a line that should not come.
+    fn expect_silence(&self, patience: Duration) -> Result<()> {
+        match self.output.recv_timeout(patience) {
+            Ok(line) => Err(self.surplus(&line)),
+            // Whether it is still there is seen when it is asked again.
+            Err(_) => Ok(()),
+        }
     }
 
     /// The error of a program that is no more.
@@ -134,12 +161,9 @@ impl Reward for CommandReward {
     fn score(&mut self, answers: &[Answer]) -> Result<Vec<Option<f64>>> {
         // What it said unasked would shift every reward to another answer.
         if let Ok(line) = self.output.try_recv() {
-            let said = match line {
-                Line::Text(text) => shown(&text),
-                Line::TooLong => format!("a line of more than {LONGEST} bytes"),
-            };
-            return Err(self.error(&format!("expected one line an answer, got another: `{said}`")));
+            return Err(self.surplus(&line));
         }
+        let begin = Instant::now();
         let question =
             |a: &Answer| format!("{}\n", json!({ "prompt": a.prompt, "completion": a.completion }));
         let questions: String = answers.iter().map(question).collect();
@@ -167,7 +191,17 @@ impl Reward for CommandReward {
                 }
             }
         }
+        // A program that says too much for each answer is in the middle of it: its next line comes within
+        // the time of an answer or two.
+        let each = begin.elapsed() / answers.len().max(1) as u32;
+        self.expect_silence((4 * each).clamp(PATIENCE[0], PATIENCE[1]))?;
         Ok(rewards)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        // It ends when its input does, and what it had still to say is there.
+        self.input = channel().0;
+        self.expect_silence(self.options.timeout.min(LAST_PATIENCE))
     }
 }
 
@@ -276,9 +310,37 @@ mod tests {
             let error = run(command, 1).unwrap_err().to_string();
             assert!(error.contains(says) && !error.contains('\n'), "{command}: {error}");
         }
-        let more = "while read -r l; do echo 1; echo 2; done";
-        let error = run(more, 20).unwrap_err().to_string();
-        assert!(error.contains("expected one line an answer"), "{error}");
+    }
+
+    #[test]
+    fn a_line_too_many_is_an_error_at_once() {
+        for command in [
+            "while read -r l; do echo 1; echo 2; done",
+            "while read -r l; do sleep 0.05; echo 1; echo 2; done",
+            "read -r l; read -r l; echo 1; echo 2; echo 3; sleep 5",
+            // Without an end.
+            "read -r l; yes 1",
+        ] {
+            let error = run(command, 1).unwrap_err().to_string();
+            assert!(
+                error.contains("expected one line an answer, got another"),
+                "{command}: {error}"
+            );
+        }
+        // Too late for the wait behind the last answer, in time for the end.
+        let (timeout, late) = (Duration::from_secs(2), "read -r l; echo 1; sleep 0.3; echo 2");
+        let mut program =
+            CommandReward::start(CommandOptions { command: late.into(), timeout }).unwrap();
+        let answer = Answer { prompt: "", completion: "", prompt_ids: &[], completion_ids: &[] };
+        assert_eq!(program.score(&[answer]).unwrap(), [Some(1.0)]);
+        assert!(program.finish().unwrap_err().to_string().contains("got another: `2`"));
+        let quiet = "while read -r l; do echo 1; done";
+        let mut program =
+            CommandReward::start(CommandOptions { command: quiet.into(), timeout }).unwrap();
+        assert_eq!(program.score(&[answer; 40]).unwrap().len(), 40);
+        let begin = Instant::now();
+        program.finish().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(1));
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub trait Reward: Send {
     fn score_groups(&mut self, answers: &[Answer], _size: usize) -> Result<Vec<Option<f64>>> {
         self.score(answers)
     }
+
+    /// Nothing more will be asked: an error where the source said more than it was asked.
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// [`Reward::score_groups`], checked: as many as there are answers, and finite.

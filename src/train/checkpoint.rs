@@ -2,7 +2,7 @@
 
 mod state;
 
-pub use state::{Order, State};
+pub use state::State;
 
 use std::borrow::Cow;
 use std::fs;
@@ -13,10 +13,11 @@ use sha2::{Digest, Sha256};
 
 use super::{Observer, Optimizer, Resume, TrainConfig};
 use crate::models::{
-    ModelFolder, NamedTensor, SaveOptions, TensorFile, save as save_model, write_tensors,
+    ModelFolder, NamedTensor, SaveOptions, TensorFile, check_weights, save as save_model,
+    write_tensors,
 };
 use crate::nn::Weights;
-use crate::{Error, Real, Result, View};
+use crate::{DType, Error, Real, Result, View};
 
 /// A model under training, with its optimiser.
 pub struct Part<'a, T: Real> {
@@ -53,13 +54,32 @@ impl<'a, T: Real> Part<'a, T> {
         self.subfolder.map_or_else(|| dir.to_path_buf(), |name| dir.join(name))
     }
 
+    /// The type of its weights in a file.
+    pub fn saved_as(&self, config: &TrainConfig) -> DType {
+        config.save_dtype.unwrap_or(self.folder.dtype)
+    }
+
+    /// How it is saved.
+    pub fn save_options(&self, config: &TrainConfig) -> SaveOptions<'static> {
+        SaveOptions { dtype: Some(self.saved_as(config)), ..SaveOptions::default() }
+    }
+
+    /// Checks that what would be saved is a model.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] that names the tensor.
+    pub fn check(&self, config: &TrainConfig) -> Result<()> {
+        check_weights(self.weights, self.saved_as(config))?;
+        self.reference.as_deref().map_or(Ok(()), |reference| check_weights(reference, T::DTYPE))
+    }
+
     /// Writes model and moments.
-    fn save(&self, dir: &Path) -> Result<()> {
+    fn save(&self, config: &TrainConfig, dir: &Path) -> Result<()> {
         let dir = self.within(dir);
         fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
-        save_model(self.folder, &dir, self.weights, &SaveOptions::default())?;
+        save_model(self.folder, &dir, self.weights, &self.save_options(config))?;
         let mut moments = vec![(FIRST, &self.optimizer.m), (SECOND, &self.optimizer.v)];
-        if self.folder.dtype != T::DTYPE {
+        if self.saved_as(config) != T::DTYPE {
             // The model file may be in fewer bits than the weights: resuming needs them whole.
             moments.push((WEIGHTS, self.weights));
         }
@@ -102,11 +122,18 @@ impl<'a, T: Real> Part<'a, T> {
             );
             return Err(Error::file(&dir, message));
         }
+        // Other versions may have saved what is no number.
+        let finite = |name: &str, read: &Weights<T>| {
+            let damaged = |e: Error| Error::file(moments.path(), format!("`{name}`: {e}"));
+            check_weights(read, T::DTYPE).map_err(damaged)
+        };
         if let Some(reference) = self.reference.as_deref_mut() {
             read(REFERENCE, reference)?;
+            finite(REFERENCE, reference)?;
         }
         if moments.info(WEIGHTS).is_some() {
             read(WEIGHTS, self.weights)?;
+            finite(WEIGHTS, self.weights)?;
         } else {
             let table = self.weights.table().clone();
             let device = self.weights.arena().device();
@@ -132,7 +159,7 @@ pub fn save<T: Real>(config: &TrainConfig, parts: &[Part<T>], state: &State) -> 
     let aside = config.output_dir.join(format!("checkpoint-{}.tmp", state.step));
     remove(&aside)?;
     for part in parts {
-        part.save(&aside)?;
+        part.save(config, &aside)?;
         sync_dir(&part.within(&aside))?;
     }
     write(&aside.join(STATE), &serde_json::to_vec_pretty(state).map_err(|e| json(STATE, e))?)?;
@@ -161,7 +188,7 @@ pub fn save<T: Real>(config: &TrainConfig, parts: &[Part<T>], state: &State) -> 
 /// run from the start.
 pub fn restore<T: Real>(
     config: &TrainConfig,
-    order: &Order,
+    fresh: &State,
     parts: &mut [Part<T>],
     observer: &mut dyn Observer,
 ) -> Result<Option<(State, String)>> {
@@ -192,7 +219,9 @@ pub fn restore<T: Real>(
     let text = fs::read(&file).map_err(|e| Error::io(&file, e))?;
     let mut state: State =
         serde_json::from_slice(&text).map_err(|e| Error::file(&file, e.to_string()))?;
-    state.order.check(&path, order)?;
+    state.check(&path, fresh)?;
+    // Of a checkpoint that did not know it yet.
+    state.decides.clone_from(&fresh.decides);
     for part in parts {
         part.restore(&path, state.updates)?;
     }

@@ -1,6 +1,7 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// Settings that every training method shares, under TRL's names.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,7 +56,17 @@ pub struct TrainConfig {
     pub precompute_ref_log_probs: bool,
     /// Let the reference follow the policy.
     pub sync_ref_model: Option<SyncRefModel>,
+    /// The type in which the weights are saved; `None`: that of the model's files.
+    pub save_dtype: Option<DType>,
+    /// What decides the bytes of the run, by names that a user knows: it is kept in checkpoints, and a run
+    /// that goes on must agree. Where it is empty nothing is compared.
+    pub decides: BTreeMap<String, String>,
+    /// What is written to `config.yaml` once the run begins.
+    pub record: Option<String>,
 }
+
+/// What an entry of [`TrainConfig::decides`] begins with that stands for the contents of files.
+pub const FILES: &str = "sha256 ";
 
 /// The width from which on a model is an ordinary one, whose learning rates are TRL's.
 pub const ORDINARY_WIDTH: usize = 1024;
@@ -160,6 +171,9 @@ impl Default for TrainConfig {
             skip_nonfinite: false,
             precompute_ref_log_probs: false,
             sync_ref_model: None,
+            save_dtype: None,
+            decides: BTreeMap::new(),
+            record: None,
         }
     }
 }

@@ -10,6 +10,7 @@ mod metrics;
 mod on_policy;
 mod optimizer;
 mod rollout;
+mod saved;
 mod scores;
 mod session;
 mod step;
@@ -21,13 +22,13 @@ pub mod methods;
 pub use batches::Batches;
 pub use checkpoint::list as checkpoints;
 pub use config::{
-    LARGEST_SCALED_RATE, ORDINARY_WIDTH, Resume, Schedule, SyncRefModel, TrainConfig, Warmup,
-    scaled_learning_rate,
+    FILES, LARGEST_SCALED_RATE, ORDINARY_WIDTH, Resume, Schedule, SyncRefModel, TrainConfig,
+    Warmup, scaled_learning_rate,
 };
 pub use critic::{Critic, VALUE_FOLDER};
 pub use device_scores::DeviceScores;
 pub use methods::Method;
-pub use metrics::{Means, Record};
+pub use metrics::{Means, Record, Sum};
 pub use on_policy::OnPolicyTrainer;
 pub use optimizer::Optimizer;
 pub use rollout::{Episode, RolloutConfig, Sampler};

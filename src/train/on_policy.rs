@@ -78,7 +78,7 @@ impl<T: Element<Stat = f32>> OnPolicyTrainer<'_, T> {
     pub fn train(self) -> Result<Outcome> {
         let OnPolicyTrainer { config, folder, mut policy, sampler, prompts, mut critic, .. } = self;
         let rollout = sampler.rollout;
-        rollout.validate(config)?;
+        rollout.validate(config, self.algorithm.fewest())?;
         let examples = prompts.len();
         if examples == 0 {
             return Err(Error::setting("dataset_name", "at least one prompt", "none"));
@@ -109,7 +109,7 @@ impl<T: Element<Stat = f32>> OnPolicyTrainer<'_, T> {
             let batches = Batches::new(&each, method.examples(), false);
             Pretraining { method: Weighted { method, weight }, batches }
         });
-        session.run(&mut Run {
+        let mut run = Run {
             folder,
             grads: Weights::zeros(&policy.device, &table)?,
             policy,
@@ -123,7 +123,10 @@ impl<T: Element<Stat = f32>> OnPolicyTrainer<'_, T> {
             optimizer,
             batches,
             passes,
-        })
+        };
+        let outcome = session.run(&mut run)?;
+        run.sampler.reward.finish()?;
+        Ok(outcome)
     }
 }
 
@@ -166,6 +169,11 @@ impl<T: Element<Stat = f32>> Task<f32> for Run<'_, T> {
         let coefficient = session.state.kl_coef.unwrap_or_else(|| self.algorithm.beta());
         rollout::metrics(&all, coefficient, &mut means);
         Ok(Some(means))
+    }
+
+    fn take_weights(&mut self) -> Result<()> {
+        self.master.round(&mut self.policy.weights)?;
+        self.critic.as_mut().map_or(Ok(()), Critic::restored)
     }
 
     fn epoch(&self, step: usize) -> f64 {
@@ -316,7 +324,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             let grads = &mut self.grads;
             policy_loss +=
                 self.policy.forward_backward(method, micro, &totals, &mut scores, grads)?;
-            method.metrics(micro, &scores, means)?;
+            method.log(micro, &scores, means)?;
             if let (Some(critic), Some(ppo)) = (&mut self.critic, self.algorithm.critic()) {
                 let episodes: Vec<&Episode> =
                     micro.examples.iter().map(|&e| &method.episodes[e]).collect();

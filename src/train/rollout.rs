@@ -36,8 +36,9 @@ pub struct RolloutConfig {
 }
 
 impl RolloutConfig {
-    /// Checks every range against the run's batch.
-    pub fn validate(&self, config: &TrainConfig) -> Result<()> {
+    /// Checks every range against the run's batch, for an algorithm that compares so many completions of
+    /// a prompt at least.
+    pub fn validate(&self, config: &TrainConfig, fewest: usize) -> Result<()> {
         let batch = config.batch_size * config.accumulation;
         for (name, value, most) in [
             ("num_generations", self.num_generations, batch),
@@ -49,6 +50,13 @@ impl RolloutConfig {
             if value == 0 || value > most {
                 return Err(Error::setting(name, format!("1 to {most}"), value));
             }
+        }
+        if self.num_generations < fewest {
+            let expected = format!(
+                "at least {fewest}: completions are compared with the others of their prompt, and one \
+                 alone has nothing to learn from"
+            );
+            return Err(Error::setting("num_generations", expected, self.num_generations));
         }
         if !batch.is_multiple_of(self.num_generations) {
             let expected = format!(

@@ -2,8 +2,8 @@ use std::time::Instant;
 
 use super::checkpoint::{self, Part, State};
 use super::metrics::{MetricsFile, Record};
-use super::{Means, Observer, TrainConfig};
-use crate::models::{SaveOptions, save};
+use super::{Means, Observer, TrainConfig, saved};
+use crate::models::{save, write_atomically};
 use crate::{Error, Real, Result};
 
 /// What a run does at each step; when it logs, evaluates, saves and stops is the [`Session`]'s.
@@ -22,6 +22,9 @@ pub trait Task<T: Real> {
 
     /// Epochs done after `step`, with the share of the one under way.
     fn epoch(&self, step: usize) -> f64;
+
+    /// Computes with the weights of [`Task::parts`] from now on: they were changed.
+    fn take_weights(&mut self) -> Result<()>;
 
     /// The models under training. The first one is the run's own; others have folders of theirs
     /// within its folder.
@@ -63,7 +66,7 @@ impl<'a> Session<'a> {
         total: usize,
         parts: &mut [Part<T>],
     ) -> Result<Self> {
-        let restored = checkpoint::restore(config, &fresh.order, parts, observer)?;
+        let restored = checkpoint::restore(config, &fresh, parts, observer)?;
         let (state, last_checkpoint) = match restored {
             Some((state, path)) => {
                 observer.note(&format!("resumed from {} after step {}", path, state.step));
@@ -75,6 +78,18 @@ impl<'a> Session<'a> {
             let expected =
                 format!("at least the {} steps that the checkpoint has done", state.step);
             return Err(Error::setting("max_steps", expected, total));
+        }
+        if state.step == 0 {
+            for part in parts.iter() {
+                let said = saved::foresee(config, total, part)?;
+                said.iter().for_each(|said| observer.note(said));
+            }
+        }
+        if let Some(record) = &config.record {
+            let path = config.output_dir.join("config.yaml");
+            write_atomically(&path, |out| {
+                out.write_all(record.as_bytes()).map_err(|e| Error::io(&path, e))
+            })?;
         }
         if config.resume.in_place(&config.output_dir) {
             checkpoint::forget_later(&config.output_dir, state.step, observer)?;
@@ -126,13 +141,58 @@ impl<'a> Session<'a> {
             }
         }
         // The models first: whatever the evaluation meets, the training is not lost.
+        self.check_weights(task)?;
         for part in task.parts() {
             let dest = part.within(&self.config.output_dir);
-            save(part.folder, dest, part.weights, &SaveOptions::default())?;
+            save(part.folder, dest, part.weights, &part.save_options(self.config))?;
         }
+        // What is measured of the end is what the folder has.
+        for part in &mut task.parts() {
+            if let Some(said) = saved::round(self.config, part)? {
+                self.observer.note(&said);
+            }
+        }
+        task.take_weights()?;
         let evaluation = self.evaluate(task)?;
         self.metrics.sync()?;
+        self.check_learnt()?;
         Ok(Outcome { steps: total, evaluation })
+    }
+
+    /// What a step's gradient was: its norm, and that something was learnt where it is not 0.
+    pub fn take_gradient(&mut self, norm: f64) {
+        self.state.grad_norm = norm;
+        self.state.learnt |= norm > 0.0;
+    }
+
+    /// Finds weights that are not finite before they are saved: a last step can make them so.
+    fn check_weights<T: Real>(&self, task: &mut dyn Task<T>) -> Result<()> {
+        task.parts().iter().try_for_each(|part| part.check(self.config)).map_err(|e| match e {
+            Error::NonFinite(what) => Error::NonFinite(format!(
+                "after step {}: {what}; they are not saved; a lower learning rate may hold them; {}",
+                self.state.step,
+                self.last_good()
+            )),
+            e => e,
+        })
+    }
+
+    /// A run in which no step had a gradient is no success.
+    fn check_learnt(&self) -> Result<()> {
+        let State { learnt, skipped, .. } = self.state;
+        // A rate of 0 is a wish to measure alone.
+        if learnt || self.total == 0 || self.config.learning_rate == 0.0 {
+            return Ok(());
+        }
+        let why = match skipped {
+            0 => "every gradient was 0".to_string(),
+            skipped => format!("{skipped} were skipped and no other had a gradient"),
+        };
+        Err(Error::NothingLearnt(format!(
+            "nothing was learnt in {} steps: {why}; the model in {} is the one that the run began with",
+            self.total,
+            self.config.output_dir.display()
+        )))
     }
 
     /// What follows from a number that is not finite: an error, or where that is wanted a count.
@@ -148,11 +208,15 @@ impl<'a> Session<'a> {
             self.observer.note(&format!("skipped {what} ({} skipped)", self.state.skipped));
             return Ok(());
         }
-        let from = match &self.last_checkpoint {
+        Err(Error::NonFinite(format!("{what}; {}", self.last_good())))
+    }
+
+    /// Where to go back to.
+    fn last_good(&self) -> String {
+        match &self.last_checkpoint {
             Some(path) => format!("the last good checkpoint is {path}"),
             None => "there is no checkpoint before it".into(),
-        };
-        Err(Error::NonFinite(format!("{what}; {from}")))
+        }
     }
 
     fn log<T: Real>(&mut self, task: &dyn Task<T>) -> Result<()> {
@@ -193,6 +257,9 @@ impl<'a> Session<'a> {
         let mut record = Record::default();
         record.count("step", self.state.step as u64);
         record.set("epoch", task.epoch(self.state.step));
+        if let Some(loss) = means.get("loss") {
+            record.set("eval_loss", loss);
+        }
         means.values("eval_").for_each(|(name, value)| record.set(&name, value));
         self.metrics.write(&record)?;
         self.observer.record(&record);
@@ -201,6 +268,7 @@ impl<'a> Session<'a> {
     }
 
     fn save_checkpoint<T: Real>(&mut self, task: &mut dyn Task<T>) -> Result<()> {
+        self.check_weights(task)?;
         self.state.metrics_lines = self.metrics.sync()?;
         let path = checkpoint::save(self.config, &task.parts(), &self.state)?;
         self.last_checkpoint = Some(path.display().to_string());

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use super::checkpoint::{Part, State};
 use super::master::Master;
 use super::methods::{Method, MicroBatch, Scores, StepTotals};
-use super::metrics::Record;
+use super::metrics::{Record, Sum};
 use super::session::{Outcome, Session, Task};
 use super::{Batches, Means, Optimizer, Policy, SyncRefModel, TrainConfig};
 use crate::device::pool;
@@ -233,6 +233,10 @@ impl<T: Element<Stat = f32>> Task<f32> for Run<'_, T> {
         evaluate(&self.policy, method, session.config.batch_size).map(Some)
     }
 
+    fn take_weights(&mut self) -> Result<()> {
+        self.master.round(&mut self.policy.weights)
+    }
+
     fn epoch(&self, step: usize) -> f64 {
         self.batches.epoch(step)
     }
@@ -252,7 +256,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             Ok((loss, norm, scale)) if loss.is_finite() && norm.is_finite() => {
                 means.add("loss", loss);
                 session.state.means = means;
-                session.state.grad_norm = norm;
+                session.take_gradient(norm);
                 session.state.learning_rate = rate;
                 self.update(session, rate, &scale)?;
                 session.state.updates += 1;
@@ -314,7 +318,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             let reference = self.known_reference(micro).unwrap_or_default();
             let mut scores = Scores { reference, ..Scores::default() };
             loss += policy.forward_backward(method, micro, totals, &mut scores, &mut self.grads)?;
-            method.metrics(micro, &scores, means)?;
+            method.log(micro, &scores, means)?;
         }
         let norm = self.optimizer.norm(&self.grads)?;
         Ok((loss, norm.to_vec()?[0], norm))
@@ -341,21 +345,28 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
     }
 }
 
-/// Loss and metrics of a method's whole dataset, in order, without a gradient.
+/// Loss and metrics of a method's whole dataset, in order, without a gradient. The loss is the mean over
+/// what it is a mean of, whatever the `batch_size`; only what a micro-batch couples (KTO's estimate of
+/// the KL, a loss over a whole batch) still follows from it.
 pub fn evaluate<T: Element<Stat = f32>>(
     policy: &Policy<T>,
     method: &dyn Method,
     batch_size: usize,
 ) -> Result<Means> {
-    let mut means = Means::default();
+    let (mut means, mut loss) = (Means::default(), Vec::<Sum>::new());
     let mut batches = Batches::in_order(method.examples(), batch_size, method.joins_single());
     for step in 1..=batches.steps_per_epoch() {
         let micro = method.micro_batch(&batches.step(step)[0])?;
         let scores = policy.score(method, &micro)?;
-        let totals = StepTotals::of(std::slice::from_ref(&micro));
-        let all = 0..micro.layout.sequences();
-        means.add("loss", method.loss(&micro, all, &scores, &totals)?.value);
+        for (i, (sum, count)) in method.held_out_loss(&micro, &scores)?.into_iter().enumerate() {
+            if i == loss.len() {
+                loss.push((0.0, 0));
+            }
+            loss[i].0 += sum;
+            loss[i].1 += count;
+        }
         method.metrics(&micro, &scores, &mut means)?;
     }
+    means.add("loss", loss.iter().map(|(sum, count)| sum / (*count).max(1) as f64).sum());
     Ok(means)
 }

@@ -59,7 +59,8 @@ fn columns_have_their_effect() {
         }
         let path = fixture.rows(&format!("{name}.jsonl"), &rows);
         let more = format!("--per-device-train-batch-size 24 --dataset {path} --shuffle false");
-        losses(&fixture.train("dpo", name, &more))[0]
+        // Where neither answer is better there is nothing to learn.
+        losses(&fixture.steps("dpo", name, &more))[0]
     };
     let ln2 = 2f64.ln();
     assert!((with("ones", "weight", |_| 1.0) - ln2).abs() < 1e-6);

@@ -1,5 +1,6 @@
 //! The binary, as a user runs it.
 
+mod agreement;
 mod chat;
 mod config;
 mod data;
@@ -9,8 +10,10 @@ mod demo;
 #[cfg(feature = "emulate")]
 mod device;
 mod eval;
+mod failures;
 mod frontier;
 mod generate;
+mod held_out;
 mod losses;
 mod models;
 mod on_policy;
@@ -19,6 +22,7 @@ mod reference;
 mod resume;
 mod reward;
 mod rlaif;
+mod saved;
 mod spin;
 mod traces;
 mod training;
@@ -94,6 +98,13 @@ impl Fixture {
     fn train(&self, method: &str, out: &str, more: &str) -> Vec<Value> {
         let run = self.run(method, out, more);
         assert!(run.ok(), "{method} {more}: {run:?}");
+        self.metrics(out)
+    }
+
+    /// [`Fixture::train`], which may end without anything learnt: where every reward is the same, say.
+    fn steps(&self, method: &str, out: &str, more: &str) -> Vec<Value> {
+        let run = self.run(method, out, more);
+        assert!(run.ok() || run.error().contains("nothing was learnt"), "{method} {more}: {run:?}");
         self.metrics(out)
     }
 
@@ -205,11 +216,12 @@ impl Run {
         self.code == Some(0)
     }
 
-    /// The one line of an error: no panic, no line before or after it but notes.
+    /// The one line of an error: no panic, no line before or after it but notes and steps.
     fn error(&self) -> &str {
         assert!(matches!(self.code, Some(1..=2)), "{self:?}");
         assert!(!self.err.contains("panicked") && !self.err.contains("RUST_BACKTRACE"), "{self:?}");
-        let lines: Vec<&str> = self.err.lines().filter(|l| !l.starts_with("note: ")).collect();
+        let aside = |line: &&str| line.starts_with("note: ") || line.starts_with("step ");
+        let lines: Vec<&str> = self.err.lines().filter(|line| !aside(line)).collect();
         let [line] = lines[..] else { panic!("expected one line: {self:?}") };
         assert!(line.starts_with("error: ") && line.len() < 1000, "{self:?}");
         line

@@ -77,7 +77,7 @@ fn completions_that_did_not_end_can_be_left_out() {
         fixture.train(method, &still, &format!("{SHAPE} --learning-rate 0"));
         // Without a token that ends them no completion does.
         let more = format!("{SHAPE} --stop-token none --mask-truncated-completions");
-        let metrics = fixture.train(method, &masked, &more);
+        let metrics = fixture.steps(method, &masked, &more);
         assert_eq!(values(&metrics, "completions/clipped_ratio"), [1.0; 3]);
         assert_eq!(values(&metrics, "grad_norm"), [0.0; 3], "{method}");
         assert_eq!(fixture.weights(&masked), fixture.weights(&still), "{method}");
@@ -107,13 +107,13 @@ fn runs_resume_to_the_same_bytes_on_any_number_of_threads() {
         };
         let more = format!("{more} {extra}");
         let (whole, again) = (format!("{method}-whole"), format!("{method}-again"));
-        fixture.train(method, &whole, &format!("{more} --threads 1"));
-        fixture.train(method, &again, &format!("{more} --threads 4"));
+        fixture.steps(method, &whole, &format!("{more} --threads 1"));
+        fixture.steps(method, &again, &format!("{more} --threads 4"));
         let skip = |name: &str| name == "config.yaml";
         assert_same(&fixture.path(&whole), &fixture.path(&again), skip);
         fs::remove_dir_all(fixture.path(&again).join("checkpoint-4")).unwrap();
         let auto = "--resume-from-checkpoint auto";
-        fixture.train(method, &again, &format!("{more} --threads 2 {auto}"));
+        fixture.steps(method, &again, &format!("{more} --threads 2 {auto}"));
         assert_same(&fixture.path(&whole), &fixture.path(&again), skip);
         let changed = format!("{more} {auto} --seed 1");
         fixture.run(method, &again, &changed).fails(&["seed: expected 42, got 1"]);
@@ -189,7 +189,7 @@ fn rewards_of_a_model_and_of_a_program() {
         words
     };
     let run = super::collimate_with(words("while read -r line; do echo 1; done"));
-    assert!(run.ok(), "{run:?}");
+    run.fails(&["nothing was learnt in 3 steps: every gradient was 0"]);
     assert_eq!(values(&fixture.metrics("by-program"), "objective/scores"), [1.0; 3]);
     for (program, says) in [
         ("exit 3", "ended (exit status: 3) after 0 of 8 answers"),
@@ -223,7 +223,7 @@ fn a_judge_compares_the_two_of_a_prompt() {
     assert_eq!(values(&metrics, "eval_objective/scores").len(), 1);
     let rated = values(&fixture.train("rloo", "rated", &sure("0")), "objective/scores");
     assert!(rated.iter().all(|mean| (mean - 0.5).abs() > 1e-6), "{rated:?}");
-    let silent = fixture.train("online-dpo", "silent", &sure("1"));
+    let silent = fixture.steps("online-dpo", "silent", &sure("1"));
     assert_eq!(values(&silent, "val/no_reward"), [8.0; 3]);
     assert_eq!(fixture.weights("silent").len(), fixture.weights("pairs").len());
 }

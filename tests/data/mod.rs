@@ -1,5 +1,6 @@
 //! Reading, tokenising and sampling.
 
+mod added;
 mod chat;
 mod conversations;
 mod formats;

@@ -54,6 +54,10 @@ impl Algorithm for RlooAlgorithm {
         self.0.beta
     }
 
+    fn fewest(&self) -> usize {
+        2
+    }
+
     fn prepare(&self, kl_coef: f64, episodes: &mut [Episode], means: &mut Means) -> Result<()> {
         reward_metrics(episodes, means);
         // What is masked has no tokens, as in TRL, and so no KL.
@@ -119,6 +123,10 @@ impl Algorithm for GrpoAlgorithm {
 
     fn beta(&self) -> f64 {
         self.grpo.beta
+    }
+
+    fn fewest(&self) -> usize {
+        2
     }
 
     fn prepare(&self, _: f64, episodes: &mut [Episode], means: &mut Means) -> Result<()> {

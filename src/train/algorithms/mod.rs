@@ -41,6 +41,11 @@ pub trait Algorithm: Sync {
         1
     }
 
+    /// Completions of one prompt that there must be at least, for one to be better than another.
+    fn fewest(&self) -> usize {
+        self.together()
+    }
+
     /// Sets what the loss needs of the episodes, which are in the order of their groups and have their
     /// log-probs. `kl_coef`: [`Algorithm::beta`], or what it has become.
     fn prepare(&self, kl_coef: f64, episodes: &mut [Episode], means: &mut Means) -> Result<()>;
@@ -215,7 +220,7 @@ impl Method for Learning<'_> {
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
         let all = 0..scores.tokens.len();
-        means.add("policy/entropy_avg", scores.token_mean(&scores.entropy, all.clone()));
+        means.add_all("policy/entropy_avg", scores.over_tokens(&scores.entropy, all.clone()));
         self.algorithm.metrics(&self.scored(batch, all, scores), means)
     }
 }
@@ -239,14 +244,13 @@ fn unmasked(scored: &[Scored], own: Coefficients) -> Coefficients {
 
 /// What is logged of clipped losses: `outputs` of every token, or of every completion.
 fn clip_metrics(outputs: &[PolicyOutput], scored: &[Scored], means: &mut Means) {
-    let mean = |sum: f64, n: usize| sum / n.max(1) as f64;
     let tokens = scored.iter().flat_map(|s| s.logps.iter().zip(&s.episode.logps));
     let squares: Vec<f64> = tokens.map(|(new, old)| 0.5 * (new - old) * (new - old)).collect();
     let clipped = outputs.iter().filter(|out| out.clipped).count();
     let ratios = outputs.iter().map(|out| out.ratio).sum();
-    means.add("policy/approxkl_avg", mean(squares.iter().sum(), squares.len()));
-    means.add("policy/clipfrac_avg", mean(clipped as f64, outputs.len()));
-    means.add("val/ratio", mean(ratios, outputs.len()));
+    means.add_all("policy/approxkl_avg", (squares.iter().sum(), squares.len()));
+    means.add_all("policy/clipfrac_avg", (clipped as f64, outputs.len()));
+    means.add_all("val/ratio", (ratios, outputs.len()));
 }
 
 #[cfg(test)]

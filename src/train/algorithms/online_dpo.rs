@@ -2,7 +2,7 @@ use super::{Algorithm, DeviceTokens, Scored};
 use crate::losses::{self, BatchOutput, Normaliser, PairBatch, PairObjective};
 use crate::ops::gather_rows;
 use crate::ops::preference_loss::{self, PairMetrics, Pairs};
-use crate::train::methods::{Coefficients, SequenceLoss, StepTotals, mean};
+use crate::train::methods::{Coefficients, SequenceLoss, StepTotals, sum};
 use crate::train::metrics::Means;
 use crate::train::rollout::Episode;
 use crate::{Result, Tensor};
@@ -74,7 +74,7 @@ impl Algorithm for OnlineDpo {
     fn prepare(&self, _: f64, episodes: &mut [Episode], means: &mut Means) -> Result<()> {
         let pairs = episodes.chunk_by(|a, b| a.group == b.group).filter(|pair| pair.len() == 2);
         let margins = pairs.map(|pair| (pair[0].score - pair[1].score).abs());
-        means.add("objective/scores_margin", mean(margins));
+        means.add_all("objective/scores_margin", sum(margins));
         Ok(())
     }
 
@@ -132,12 +132,12 @@ impl Algorithm for OnlineDpo {
         let out = self.loss_of(scored, Normaliser::single(scored.len() / 2))?;
         let side = |side: usize| pairs(scored).map(move |(two, _)| two[side].logp);
         let margins = out.chosen_rewards.iter().zip(&out.rejected_rewards).map(|(c, r)| c - r);
-        means.add("rewards/chosen", mean(out.chosen_rewards.iter().copied()));
-        means.add("rewards/rejected", mean(out.rejected_rewards.iter().copied()));
-        means.add("rewards/margins", mean(margins));
-        means.add("rewards/accuracies", mean(out.accurate.iter().map(|&a| f64::from(a))));
-        means.add("logps/chosen", mean(side(0)));
-        means.add("logps/rejected", mean(side(1)));
+        means.add_all("rewards/chosen", sum(out.chosen_rewards.iter().copied()));
+        means.add_all("rewards/rejected", sum(out.rejected_rewards.iter().copied()));
+        means.add_all("rewards/margins", sum(margins));
+        means.add_all("rewards/accuracies", sum(out.accurate.iter().map(|&a| f64::from(a))));
+        means.add_all("logps/chosen", sum(side(0)));
+        means.add_all("logps/rejected", sum(side(1)));
         Ok(())
     }
 }

@@ -1,8 +1,9 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::train::{Means, TrainConfig};
+use crate::train::{FILES, Means, TrainConfig};
 use crate::{Error, Result};
 
 /// Everything of a run beside weights and moments. No times: a resumed run and an unbroken one
@@ -21,6 +22,9 @@ pub struct State {
     pub learning_rate: f64,
     /// Steps skipped because something was not finite.
     pub skipped: u64,
+    /// Whether a step had a gradient that is not 0.
+    #[serde(default)]
+    pub learnt: bool,
     /// Whether it was told that the chosen answers become unlikely.
     pub warned: bool,
     /// Steps of the optimisers.
@@ -35,6 +39,9 @@ pub struct State {
     pub metrics_lines: u64,
     /// What decides which examples a step sees.
     pub order: Order,
+    /// What else decides the bytes of the run.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub decides: BTreeMap<String, String>,
 }
 
 fn is_zero(count: &u64) -> bool {
@@ -110,12 +117,41 @@ impl State {
             grad_norm: 0.0,
             learning_rate: 0.0,
             skipped: 0,
+            learnt: false,
             warned: false,
             updates: 0,
             episodes: 0,
             kl_coef: None,
             metrics_lines: 0,
             order: Order::of(config, examples, num_generations),
+            decides: config.decides.clone(),
         }
+    }
+
+    /// An error that names what of the run at `path` differs from the one `now`, whose order is another or
+    /// which is decided by something else.
+    pub(super) fn check(&self, path: &Path, now: &State) -> Result<()> {
+        self.order.check(path, &now.order)?;
+        if self.decides.is_empty() || now.decides.is_empty() {
+            return Ok(());
+        }
+        let names: BTreeSet<&String> = self.decides.keys().chain(now.decides.keys()).collect();
+        let value = |of: &'_ State, name: &String| {
+            of.decides.get(name).cloned().unwrap_or_else(|| "nothing".into())
+        };
+        let differ: Vec<String> = names
+            .into_iter()
+            .map(|name| (name, value(self, name), value(now, name)))
+            .filter(|(_, then, now)| then != now)
+            .map(|(name, then, now)| match then.starts_with(FILES) && now.starts_with(FILES) {
+                true => format!("{name}: expected the contents that it had, got others"),
+                false => format!("{name}: expected {then}, got {now}"),
+            })
+            .collect();
+        if differ.is_empty() {
+            return Ok(());
+        }
+        let message = format!("another run's checkpoint, by its settings: {}", differ.join("; "));
+        Err(Error::file(path, message))
     }
 }

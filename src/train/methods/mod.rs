@@ -15,7 +15,7 @@ pub use weighted::Weighted;
 use std::ops::Range;
 
 use super::DeviceScores;
-use super::metrics::Means;
+use super::metrics::{Means, Sum};
 use crate::nn::Layout;
 use crate::{Error, Result, Tensor};
 
@@ -75,8 +75,31 @@ pub trait Method: Sync {
         Err(Error::Unsupported("this method's loss on a GPU".into()))
     }
 
-    /// Adds what is logged about one scored micro-batch.
+    /// The loss of a scored micro-batch in parts that each are a mean over a whole held-out set: each
+    /// part's sum, and how many pairs, examples or tokens it is over.
+    ///
+    /// # Errors
+    /// Those of [`Method::loss`].
+    fn held_out_loss(&self, batch: &MicroBatch, scores: &Scores) -> Result<Vec<Sum>> {
+        let (totals, all) = (StepTotals::of(std::slice::from_ref(batch)), batch.layout.sequences());
+        let (mean, examples) =
+            (self.loss(batch, 0..all, scores, &totals)?.value, batch.examples.len());
+        Ok(vec![(mean * examples as f64, examples)])
+    }
+
+    /// Adds what is measured of one scored micro-batch.
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()>;
+
+    /// [`Method::metrics`] of a micro-batch of a training.
+    ///
+    /// # Errors
+    /// Those of [`Method::metrics`].
+    fn log(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
+        let mut own = Means::default();
+        self.metrics(batch, scores, &mut own)?;
+        means.add_micro_batch(&own);
+        Ok(())
+    }
 }
 
 /// A loss over some sequences.
@@ -156,22 +179,15 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Mean of a per-token quantity over the tokens of some sequences.
-    pub fn token_mean(&self, sums: &[f64], sequences: impl Iterator<Item = usize> + Clone) -> f64 {
-        let sum: f64 = sequences.clone().map(|s| sums[s]).sum();
-        let tokens: usize = sequences.map(|s| self.tokens[s]).sum();
-        sum / tokens.max(1) as f64
+    /// A per-token quantity over the tokens of some sequences.
+    pub fn over_tokens(&self, sums: &[f64], sequences: impl Iterator<Item = usize> + Clone) -> Sum {
+        (sequences.clone().map(|s| sums[s]).sum(), sequences.map(|s| self.tokens[s]).sum())
     }
 }
 
-/// The mean; 0 of nothing.
-pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (mut sum, mut count) = (0.0, 0usize);
-    for value in values {
-        sum += value;
-        count += 1;
-    }
-    sum / count.max(1) as f64
+/// The sum of some values, and how many there are.
+pub(super) fn sum(values: impl Iterator<Item = f64>) -> Sum {
+    values.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1))
 }
 
 fn line_of(line: Option<usize>) -> String {

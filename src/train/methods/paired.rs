@@ -1,13 +1,13 @@
 use std::ops::Range;
 
-use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, sum};
 use crate::data::formats::PairText;
 use crate::data::{Candidates, Dataset, Pair};
 use crate::losses::{self, BatchOutput, Normaliser, PairBatch, PairObjective};
 use crate::nn::LayoutBuilder;
 use crate::ops::preference_loss::{self, PairMetrics};
 use crate::train::DeviceScores;
-use crate::train::metrics::Means;
+use crate::train::metrics::{Means, Sum};
 use crate::{Result, Tensor, View};
 
 /// Preference pairs under any paired loss: DPO and its relatives.
@@ -209,6 +209,14 @@ impl super::Method for Paired {
         coefficients.into_shape(pairs * width, 1)
     }
 
+    fn held_out_loss(&self, batch: &MicroBatch, scores: &Scores) -> Result<Vec<Sum>> {
+        let (sequences, pairs) = (0..scores.tokens.len(), batch.examples.len());
+        let out = self.loss_of(batch, sequences.clone(), scores, Normaliser::single(pairs))?;
+        let chosen = sequences.step_by(self.width()).map(|s| scores.tokens[s]).sum();
+        let paired = (out.loss - out.sft) * pairs as f64;
+        Ok(vec![(paired, pairs), (out.sft * chosen as f64, chosen)])
+    }
+
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
         let (sequences, width) = (0..scores.tokens.len(), self.width());
         let side = |side: usize| sequences.clone().skip(side).step_by(width);
@@ -220,18 +228,18 @@ impl super::Method for Paired {
             // A sequence's last token is no input.
             let inputs = batch.num_tokens.saturating_sub(sequences.len());
             let saved = inputs.saturating_sub(batch.layout.tokens.len());
-            means.add("shared_tokens", saved as f64 / inputs.max(1) as f64);
+            means.add_all("shared_tokens", (saved as f64, inputs));
         }
-        means.add("entropy", scores.token_mean(&scores.entropy, both));
-        means.add("mean_token_accuracy", scores.token_mean(&scores.hits, side(0)));
-        means.add("rewards/chosen", mean(out.chosen_rewards.iter().copied()));
-        means.add("rewards/rejected", mean(out.rejected_rewards.iter().copied()));
-        means.add("rewards/margins", mean(margins));
-        means.add("rewards/accuracies", mean(out.accurate.iter().map(|&a| f64::from(a))));
-        means.add("logps/chosen", mean(side(0).map(|s| scores.logps[s])));
-        means.add("logps/rejected", mean(side(1).map(|s| scores.logps[s])));
-        means.add("logits/chosen", scores.token_mean(&scores.logits, side(0)));
-        means.add("logits/rejected", scores.token_mean(&scores.logits, side(1)));
+        means.add_all("entropy", scores.over_tokens(&scores.entropy, both));
+        means.add_all("mean_token_accuracy", scores.over_tokens(&scores.hits, side(0)));
+        means.add_all("rewards/chosen", sum(out.chosen_rewards.iter().copied()));
+        means.add_all("rewards/rejected", sum(out.rejected_rewards.iter().copied()));
+        means.add_all("rewards/margins", sum(margins));
+        means.add_all("rewards/accuracies", sum(out.accurate.iter().map(|&a| f64::from(a))));
+        means.add_all("logps/chosen", sum(side(0).map(|s| scores.logps[s])));
+        means.add_all("logps/rejected", sum(side(1).map(|s| scores.logps[s])));
+        means.add_all("logits/chosen", scores.over_tokens(&scores.logits, side(0)));
+        means.add_all("logits/rejected", scores.over_tokens(&scores.logits, side(1)));
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, sum};
 use crate::data::preferences::PreferenceText;
 use crate::data::{Dataset, Preference};
 use crate::losses::{
@@ -157,11 +157,11 @@ impl super::Method for Reward {
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
         let judged = self.judged(batch, &scores.scores)?;
         let all = || scores.scores.iter().copied();
-        means.add("min_reward", all().fold(f64::INFINITY, f64::min));
-        means.add("mean_reward", mean(all()));
-        means.add("max_reward", all().fold(f64::NEG_INFINITY, f64::max));
-        means.add("accuracy", mean(judged.iter().map(|j| j.accuracy)));
-        means.add("margin", mean(judged.iter().map(|j| j.margin)));
+        all().for_each(|score| means.least("min_reward", score));
+        means.add_all("mean_reward", sum(all()));
+        all().for_each(|score| means.most("max_reward", score));
+        means.add_all("accuracy", sum(judged.iter().map(|j| j.accuracy)));
+        means.add_all("margin", sum(judged.iter().map(|j| j.margin)));
         Ok(())
     }
 }

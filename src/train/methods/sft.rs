@@ -4,7 +4,7 @@ use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of}
 use crate::data::{Dataset, Example};
 use crate::nn::LayoutBuilder;
 use crate::train::DeviceScores;
-use crate::train::metrics::Means;
+use crate::train::metrics::{Means, Sum};
 use crate::{Result, Tensor};
 
 /// Supervised fine-tuning: the mean negative log-likelihood of those of the step's tokens that are learnt.
@@ -66,10 +66,14 @@ impl super::Method for Sft {
         Tensor::column(&scores.device(), &vec![each as f32; range.len()])
     }
 
+    fn held_out_loss(&self, _: &MicroBatch, scores: &Scores) -> Result<Vec<Sum>> {
+        Ok(vec![(-scores.logps.iter().sum::<f64>(), scores.tokens.iter().sum())])
+    }
+
     fn metrics(&self, _: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
         let all = 0..scores.tokens.len();
-        means.add("entropy", scores.token_mean(&scores.entropy, all.clone()));
-        means.add("mean_token_accuracy", scores.token_mean(&scores.hits, all));
+        means.add_all("entropy", scores.over_tokens(&scores.entropy, all.clone()));
+        means.add_all("mean_token_accuracy", scores.over_tokens(&scores.hits, all));
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, mean};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, sum};
 use crate::data::{Dataset, Unpaired as Example};
 use crate::losses::{KlEstimate, Kto};
 use crate::nn::LayoutBuilder;
@@ -131,27 +131,22 @@ impl super::Method for Unpaired {
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {
         let all = 0..scores.tokens.len();
-        means.add("entropy", scores.token_mean(&scores.entropy, all.clone()));
-        means.add("kl", self.z0(scores));
+        means.add_all("entropy", scores.over_tokens(&scores.entropy, all.clone()));
+        let examples = batch.examples.len();
+        means.add_all("kl", (self.z0(scores) * examples as f64, examples));
         let side =
             |desirable: bool| all.clone().filter(move |&s| self.desirable(batch, s) == desirable);
-        if side(true).next().is_some() {
-            means.add("mean_token_accuracy", scores.token_mean(&scores.hits, side(true)));
-        }
+        means.add_all("mean_token_accuracy", scores.over_tokens(&scores.hits, side(true)));
         for (name, desirable) in [("chosen", true), ("rejected", false)] {
-            if side(desirable).next().is_none() {
-                continue;
-            }
+            let named = |what: &str| format!("{what}/{name}");
             let rewards = side(desirable).map(|s| self.reward(scores, s));
-            means.add(&format!("rewards/{name}"), mean(rewards));
-            means.add(&format!("logps/{name}"), mean(side(desirable).map(|s| scores.logps[s])));
-            let logits = scores.token_mean(&scores.logits, side(desirable));
-            means.add(&format!("logits/{name}"), logits);
+            means.add_all(&named("rewards"), sum(rewards));
+            means.add_all(&named("logps"), sum(side(desirable).map(|s| scores.logps[s])));
+            let logits = scores.over_tokens(&scores.logits, side(desirable));
+            means.add_all(&named("logits"), logits);
         }
-        if side(true).next().is_some() && side(false).next().is_some() {
-            let reward = |desirable| mean(side(desirable).map(|s| self.reward(scores, s)));
-            means.add("rewards/margins", reward(true) - reward(false));
-        }
+        // Of both labels' means, and not of micro-batches: one may have answers of one label alone.
+        means.difference("rewards/margins", "rewards/chosen", "rewards/rejected");
         Ok(())
     }
 }

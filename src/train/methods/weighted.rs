@@ -3,7 +3,7 @@ use std::ops::Range;
 use super::{Coefficients, Method, MicroBatch, Scores, SequenceLoss, StepTotals};
 use crate::ops::elementwise;
 use crate::train::DeviceScores;
-use crate::train::metrics::Means;
+use crate::train::metrics::{Means, Sum};
 use crate::{Result, Tensor};
 
 /// A method whose loss is multiplied by a weight, beside another one.
@@ -68,6 +68,11 @@ impl Method for Weighted<'_> {
         let mut coefficients = self.method.device_loss(batch, range, scores, step)?;
         elementwise::scale(self.weight, coefficients.view_mut())?;
         Ok(coefficients)
+    }
+
+    fn held_out_loss(&self, batch: &MicroBatch, scores: &Scores) -> Result<Vec<Sum>> {
+        let parts = self.method.held_out_loss(batch, scores)?;
+        Ok(parts.into_iter().map(|(sum, count)| (self.weight * sum, count)).collect())
     }
 
     fn metrics(&self, batch: &MicroBatch, scores: &Scores, means: &mut Means) -> Result<()> {

@@ -319,7 +319,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             scores.token_logps = widened(logps)?;
             let every = 0..micro.layout.sequences();
             policy_loss += method.loss(micro, every, &scores, &update.totals)?.value;
-            method.metrics(micro, &scores, means)?;
+            method.log(micro, &scores, means)?;
             if let (Some(values), Some(ppo)) = (values, self.algorithm.critic()) {
                 let episodes: Vec<&Episode> =
                     micro.examples.iter().map(|&e| &method.episodes[e]).collect();

@@ -56,7 +56,8 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             return Err(Error::NonFinite(what));
         }
         means.add("loss", loss);
-        session.state.grad_norm = norm;
+        session.take_gradient(norm);
+        session.state.learnt |= value_norm > 0.0;
         Ok(())
     }
 

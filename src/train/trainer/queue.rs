@@ -62,7 +62,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             for (micro, scores) in step.micros.iter().zip(scores.by_ref()) {
                 let all = 0..micro.layout.sequences();
                 loss += self.method.loss(micro, all, scores, &step.totals)?.value;
-                self.method.metrics(micro, scores, &mut means)?;
+                self.method.log(micro, scores, &mut means)?;
             }
             if norm.is_finite() {
                 session.state.updates += 1;
@@ -72,7 +72,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             if loss.is_finite() && norm.is_finite() {
                 means.add("loss", loss);
                 session.state.means = means;
-                session.state.grad_norm = norm;
+                session.take_gradient(norm);
                 session.state.learning_rate = step.rate;
             } else {
                 let mut what = format!("loss {loss}, gradient norm {norm}");
