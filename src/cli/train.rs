@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::args::{TrainArgs, TruncationName};
+use super::args::{PartLimits, TrainArgs, TruncationName};
 use super::claim::claim;
 use super::progress::Progress;
 use super::sample::sample;
@@ -40,6 +40,8 @@ pub struct Run<'a> {
     pub completion_only: Option<bool>,
     /// Tokens that the model will put behind what is read.
     pub to_come: usize,
+    /// Limits of prompts and of completions alone.
+    pub parts: PartLimits,
     progress: Progress,
     /// What is trained has a score for a head, which begins so where the model has none.
     score: Option<ScoreInit>,
@@ -72,6 +74,7 @@ impl<'a> Run<'a> {
             read,
             completion_only: None,
             to_come: 0,
+            parts: PartLimits::default(),
             progress,
             score: None,
         })
@@ -98,9 +101,10 @@ impl<'a> Run<'a> {
             self.progress.note(&format!("max_length is {limit}, all that the model was made for"));
         }
         let args = self.args;
-        let train = self.open(&args.dataset_name, unpair)?;
-        let held_out =
-            args.eval_dataset.as_deref().map(|path| self.open(path, unpair)).transpose()?;
+        let files = args.files()?;
+        files.notices.iter().for_each(|notice| self.note(notice));
+        let train = self.open(&files.train, unpair)?;
+        let held_out = files.held_out.map(|path| self.open(&path, unpair)).transpose()?;
         if self.read.chat.as_ref().is_some_and(|chat| chat.asked_time()) {
             self.note(
                 "the chat template writes the time into its texts: another day's run has other bytes",
@@ -114,6 +118,7 @@ impl<'a> Run<'a> {
         let limit = self.folder.config.max_positions;
         let mut limits = limits(self.args, limit);
         limits.max_length = limits.max_length.map(|most| most.saturating_sub(self.to_come));
+        (limits.max_prompt, limits.max_completion) = self.parts.checked()?;
         let (completion_only, read) = (self.completion_only, self.read.clone());
         let options = Options { limits, unpair, completion_only, read };
         let dataset = Dataset::open(path, self.tokenizer.clone(), &options)?;
@@ -261,7 +266,8 @@ pub fn limits(args: &TrainArgs, positions: usize) -> Limits {
         TruncationName::KeepEnd => Truncation::KeepEnd,
         TruncationName::Drop => Truncation::Drop,
     };
-    Limits { max_length: Some(args.max_length.min(positions)), truncation }
+    let max_length = Some(args.max_length.min(positions));
+    Limits { max_length, truncation, ..Limits::default() }
 }
 
 /// A table of operations on the terminal, and what is left beside them. An operation's share of

@@ -20,6 +20,7 @@ mod rlaif;
 mod spin;
 mod traces;
 mod training;
+mod when;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
