@@ -1,11 +1,12 @@
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use super::rows::DataArgs;
+use super::splits::SplitArgs;
+use super::when::WhenArgs;
 use crate::data::Truncation;
-use crate::train::{Resume, Schedule, TrainConfig, Warmup, scaled_learning_rate};
+use crate::train::{Every, Resume, Schedule, TrainConfig, Warmup, scaled_learning_rate};
 use crate::{DType, Device, Error, Result};
 
 /// The model to start from, and the machine.
@@ -187,15 +188,12 @@ fn gpu(number: usize) -> Result<Device> {
 pub struct TrainArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Training data: .jsonl, .jsonl.gz or .json
+    /// Training data: .jsonl, .jsonl.gz or .json, or a folder of such files
     #[arg(long, alias = "dataset", value_name = "FILE")]
     pub dataset_name: PathBuf,
-    /// Held-out data of the same form, evaluated at the end and every --eval-steps
+    /// Held-out data of the same form, evaluated at the end and when --eval-strategy says
     #[arg(long, value_name = "FILE")]
     pub eval_dataset: Option<PathBuf>,
-    /// Steps between evaluations; 0: at the end alone
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub eval_steps: usize,
     /// Where the run is written [default: runs/COMMAND-TIME]
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
@@ -218,11 +216,14 @@ pub struct TrainArgs {
     #[arg(long, value_name = "X")]
     pub learning_rate: Option<f64>,
     /// Shape of the learning rate after warm-up
-    #[arg(long, default_value = "linear")]
-    pub lr_scheduler_type: ScheduleName,
-    /// Steps of linear warm-up from 0
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub warmup_steps: usize,
+    #[arg(long, default_value = "linear", value_name = "NAME")]
+    pub lr_scheduler_type: String,
+    /// Settings of that shape, as JSON: {"min_lr_rate": 0.1} [default: none]
+    #[arg(long, value_name = "JSON")]
+    pub lr_scheduler_kwargs: Option<String>,
+    /// Steps of linear warm-up from 0, or their share of the run below 1
+    #[arg(long, default_value_t = 0.0, value_name = "N")]
+    pub warmup_steps: f64,
     /// Share of all steps spent warming up, where --warmup-steps is 0
     #[arg(long, default_value_t = 0.0, value_name = "X")]
     pub warmup_ratio: f64,
@@ -242,34 +243,29 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub max_grad_norm: f64,
     /// Longest prompt and completion together, in tokens
-    #[arg(long, default_value_t = 1024, value_name = "N")]
+    #[arg(long, alias = "max-seq-length", default_value_t = 1024, value_name = "N")]
     pub max_length: usize,
     /// Which end of a sequence that is too long stays
     #[arg(long, default_value = "keep_start")]
     pub truncation_mode: TruncationName,
     #[command(flatten)]
+    pub splits: SplitArgs,
+    #[command(flatten)]
     pub data: DataArgs,
+    #[command(flatten)]
+    pub when: WhenArgs,
     /// Seeds every generator
     #[arg(long, default_value_t = 42, value_name = "N")]
     pub seed: u64,
     /// Each epoch draws its own order; false keeps the file's
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     pub shuffle: bool,
-    /// Steps between logged lines
-    #[arg(long, default_value_t = 10, value_name = "N")]
-    pub logging_steps: usize,
-    /// Steps between checkpoints; 0: none
-    #[arg(long, default_value_t = 500, value_name = "N")]
-    pub save_steps: usize,
-    /// How many checkpoints stay [default: all]
-    #[arg(long, value_name = "N")]
-    pub save_total_limit: Option<usize>,
     /// Type of the saved weights; auto is that of the model's files. In 16 bits what a training moved by
     /// less than half of the way to the next number is lost
     #[arg(long, default_value = "auto")]
     pub save_dtype: SaveDtypeName,
-    /// Go on from a checkpoint: a path, or auto for the newest sound one of the output directory
-    #[arg(long, value_name = "auto|DIR")]
+    /// Go on from a checkpoint: a path, or auto (or true) for the newest sound one of the output directory
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "auto|DIR")]
     pub resume_from_checkpoint: Option<PathBuf>,
     /// Keep only the blocks' inputs and recompute the rest: less memory, a third more work
     /// [default: true on cuda, false on the CPU]
@@ -281,6 +277,35 @@ pub struct TrainArgs {
     /// At the end, show where the time went, operation by operation
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     pub profile: bool,
+}
+
+/// Limits of the parts of an example, in tokens.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PartLimits {
+    /// Longest prompt alone, in tokens: its end stays [default: none]
+    #[arg(long, value_name = "N")]
+    max_prompt_length: Option<usize>,
+    /// Longest completion alone, in tokens: its start stays [default: none]
+    #[arg(long, value_name = "N")]
+    max_completion_length: Option<usize>,
+}
+
+impl PartLimits {
+    /// A limit of prompts alone.
+    pub fn of_prompts(max_prompt_length: Option<usize>) -> Self {
+        PartLimits { max_prompt_length, max_completion_length: None }
+    }
+
+    /// Of the prompt and of the completion.
+    pub fn checked(&self) -> Result<(Option<usize>, Option<usize>)> {
+        let (prompt, completion) = (self.max_prompt_length, self.max_completion_length);
+        for (name, most) in [("max_prompt_length", prompt), ("max_completion_length", completion)] {
+            if most == Some(0) {
+                return Err(Error::setting(name, "at least 1", 0));
+            }
+        }
+        Ok((prompt, completion))
+    }
 }
 
 /// Where a run of `command` is written unless it is said: a folder of this second.
@@ -296,18 +321,6 @@ pub fn truth(text: &str) -> Result<bool, String> {
         "false" | "False" => Ok(false),
         _ => Err("expected true or false".into()),
     }
-}
-
-/// A schedule by name.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum ScheduleName {
-    /// Down to 0 in a straight line.
-    Linear,
-    /// Down to 0 along half a cosine.
-    Cosine,
-    /// Constant, after any warm-up.
-    #[value(alias = "constant_with_warmup")]
-    Constant,
 }
 
 /// A truncation by name.
@@ -360,8 +373,11 @@ impl TrainArgs {
     pub fn config(&self, command: &str, device: &Device) -> Result<TrainConfig> {
         let resume = match &self.resume_from_checkpoint {
             None => Resume::No,
-            Some(path) if path.as_os_str() == "auto" => Resume::Auto,
-            Some(path) => Resume::From(path.clone()),
+            Some(path) => match path.to_str() {
+                Some("auto" | "true" | "True") => Resume::Auto,
+                Some("false" | "False") => Resume::No,
+                _ => Resume::From(path.clone()),
+            },
         };
         if resume == Resume::Auto && self.output_dir.is_none() {
             return Err(Error::setting(
@@ -371,7 +387,14 @@ impl TrainArgs {
             ));
         }
         let output_dir = self.output_dir.clone().unwrap_or_else(|| output_dir(command));
-        let config = TrainConfig {
+        let schedule =
+            Schedule::parse(&self.lr_scheduler_type, self.lr_scheduler_kwargs.as_deref())?;
+        // As transformers: 2.7 steps are 2.
+        let warmup = match self.warmup_steps {
+            steps if steps >= 1.0 => steps.trunc(),
+            steps => steps,
+        };
+        let mut config = TrainConfig {
             model: self.model.model_name_or_path.clone(),
             output_dir,
             batch_size: self.per_device_train_batch_size,
@@ -387,14 +410,10 @@ impl TrainArgs {
             },
             // Every command has a default of its own, by the width of the model.
             learning_rate: self.learning_rate.unwrap_or(0.0),
-            schedule: match self.lr_scheduler_type {
-                ScheduleName::Linear => Schedule::Linear,
-                ScheduleName::Cosine => Schedule::Cosine,
-                ScheduleName::Constant => Schedule::Constant,
-            },
-            warmup: match self.warmup_steps {
-                0 => Warmup::Ratio(self.warmup_ratio),
-                steps => Warmup::Steps(steps),
+            schedule,
+            warmup: match Every::of_steps("warmup_steps", warmup)? {
+                Every::Share(share) => Warmup::Ratio(share),
+                every => every.steps(1).map_or(Warmup::Ratio(self.warmup_ratio), Warmup::Steps),
             },
             weight_decay: self.weight_decay,
             adam_beta1: self.adam_beta1,
@@ -403,24 +422,18 @@ impl TrainArgs {
             max_grad_norm: self.max_grad_norm,
             seed: self.seed,
             shuffle: self.shuffle,
-            logging_steps: self.logging_steps,
-            save_steps: self.save_steps,
-            save_total_limit: self.save_total_limit,
-            eval_steps: self.eval_steps,
             resume,
             gradient_checkpointing: self.gradient_checkpointing.unwrap_or(*device != Device::Cpu),
             skip_nonfinite: self.skip_nonfinite,
-            precompute_ref_log_probs: false,
-            sync_ref_model: None,
             save_dtype: match self.save_dtype {
                 SaveDtypeName::Auto => None,
                 SaveDtypeName::Float32 => Some(DType::F32),
                 SaveDtypeName::Bfloat16 => Some(DType::BF16),
                 SaveDtypeName::Float16 => Some(DType::F16),
             },
-            decides: BTreeMap::new(),
-            record: None,
+            ..TrainConfig::default()
         };
+        self.when.apply(&mut config)?;
         config.validate()?;
         if self.max_length < 2 {
             return Err(Error::setting("max_length", "at least 2", self.max_length));

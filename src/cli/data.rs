@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::{Value as Json, json};
 
-use super::args::{TruncationName, truth};
+use super::args::{PartLimits, TruncationName, truth};
 use super::rows::DataArgs;
 use crate::data::inspect::{Inspected, Lines, Sequence, Summary, Use, inspect};
 use crate::data::{Limits, Row, Skipped, Table, Tokenizer};
@@ -51,6 +51,8 @@ struct Show {
     #[arg(long, default_value = "keep_start")]
     truncation_mode: TruncationName,
     #[command(flatten)]
+    parts: PartLimits,
+    #[command(flatten)]
     data: DataArgs,
     /// As in sft: of rows with a prompt and a completion, learn the completion alone; false: both
     #[arg(long, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
@@ -66,8 +68,13 @@ pub fn run(args: Args) -> Result<()> {
     if args.max_length < 2 {
         return Err(Error::setting("max_length", "at least 2", args.max_length));
     }
-    let limits =
-        Limits { max_length: Some(args.max_length), truncation: args.truncation_mode.into() };
+    let (max_prompt, max_completion) = args.parts.checked()?;
+    let limits = Limits {
+        max_length: Some(args.max_length),
+        truncation: args.truncation_mode.into(),
+        max_prompt,
+        max_completion,
+    };
     let mut read = args.data.read(&args.model_name_or_path)?;
     read.assistant_only = args.assistant_only_loss;
     let tokenizer = Tokenizer::load(&args.model_name_or_path)?;

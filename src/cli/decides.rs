@@ -13,16 +13,24 @@ use crate::{Error, Result};
 
 /// Settings that may be others when a run goes on: they decide how long it is, what is saved and said, and
 /// where it computes.
-const MAY_CHANGE: [&str; 19] = [
+const MAY_CHANGE: [&str; 27] = [
     "output_dir",
+    "dataset_test_split",
     "eval_dataset",
+    "eval_on_start",
     "eval_steps",
+    "eval_strategy",
+    "per_device_eval_batch_size",
     "max_steps",
     "num_train_epochs",
     "total_episodes",
+    "logging_first_step",
     "logging_steps",
+    "logging_strategy",
     "save_dtype",
+    "save_only_model",
     "save_steps",
+    "save_strategy",
     "save_total_limit",
     "device",
     "threads",

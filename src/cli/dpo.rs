@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::args::{TrainArgs, truth};
+use super::args::{PartLimits, TrainArgs, truth};
 use super::train::Run;
 use super::yaml::Given;
 use crate::data::{Dataset, Pair};
@@ -19,6 +19,8 @@ use crate::{Error, Result};
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
+    #[command(flatten)]
+    parts: PartLimits,
     /// sigmoid (DPO), hinge, ipo (per token, as TRL), ipo_sum (as the paper), robust, exo_pair,
     /// apo_zero, apo_down, nca_pair, sppo_hard, sigmoid_norm, psi_po, slic_hf, kto_paired, simpo,
     /// orpo, cpo, discopop, aot, aot_unpaired; or a weighted list: sigmoid:1,sft:0.2
@@ -111,6 +113,7 @@ enum SlicTargetName {
 pub fn run(args: Args, given: &Given) -> Result<()> {
     let objective = args.objective()?;
     let mut run = Run::new(&args.train, given)?;
+    run.parts = args.parts.clone();
     run.config.precompute_ref_log_probs = args.precompute_ref_log_probs;
     let (steps, alpha) = (args.ref_model_sync_steps, args.ref_model_mixup_alpha);
     run.config.sync_ref_model = args.sync_ref_model.then_some(SyncRefModel { steps, alpha });

@@ -202,7 +202,7 @@ fn prompts(
     };
     let max_length = Some(folder.config.max_positions - 1);
     let options = Options {
-        limits: Limits { max_length, truncation: Truncation::KeepEnd },
+        limits: Limits { max_length, truncation: Truncation::KeepEnd, ..Limits::default() },
         read: args.data.read(&args.model.model_name_or_path)?,
         ..Options::default()
     };

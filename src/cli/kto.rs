@@ -1,4 +1,4 @@
-use super::args::{TrainArgs, truth};
+use super::args::{PartLimits, TrainArgs, truth};
 use super::train::Run;
 use super::yaml::Given;
 use crate::data::Unpaired as Example;
@@ -12,6 +12,8 @@ use crate::{Error, Result};
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
+    #[command(flatten)]
+    parts: PartLimits,
     /// Strength of the pull to the reference
     #[arg(long, default_value_t = 0.1, value_name = "X")]
     beta: f64,
@@ -26,6 +28,10 @@ pub struct Args {
     precompute_ref_log_probs: bool,
 }
 
+fn alone(name: &str) -> Error {
+    Error::setting(name, "at least 2: KTO's KL comes from mismatched pairs of a micro-batch", 1)
+}
+
 /// Runs `collimate kto`.
 pub fn run(args: Args, given: &Given) -> Result<()> {
     let loss = Kto {
@@ -35,13 +41,13 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     };
     loss.validate()?;
     if args.train.per_device_train_batch_size == 1 {
-        return Err(Error::setting(
-            "per_device_train_batch_size",
-            "at least 2: KTO's KL comes from mismatched pairs of a micro-batch",
-            1,
-        ));
+        return Err(alone("per_device_train_batch_size"));
     }
     let mut run = Run::new(&args.train, given)?;
+    run.parts = args.parts.clone();
+    if run.config.eval_batch_size == Some(1) {
+        return Err(alone("per_device_eval_batch_size"));
+    }
     run.config.precompute_ref_log_probs = args.precompute_ref_log_probs;
     let (train, held_out) = run.datasets::<Example>(true)?;
     let single = [Some(&train), held_out.as_ref()].into_iter().flatten().find(|d| d.len() < 2);

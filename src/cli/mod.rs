@@ -27,8 +27,10 @@ mod sample;
 mod settings;
 mod sft;
 mod spin;
+mod splits;
 mod train;
 mod trl;
+mod when;
 mod yaml;
 
 use std::ffi::OsString;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use half::bf16;
 
-use super::args::TrainArgs;
+use super::args::{PartLimits, TrainArgs};
 use super::rewards::RewardArgs;
 use super::train::{Run, split};
 use super::yaml::Given;
@@ -31,6 +31,9 @@ pub struct RolloutArgs {
         value_name = "N"
     )]
     pub response_length: usize,
+    /// Longest prompt, in tokens: the end of a longer one stays; --max-length drops it [default: none]
+    #[arg(long, value_name = "N")]
+    max_prompt_length: Option<usize>,
     /// Divides the logits, in sampling and in training
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub temperature: f64,
@@ -94,6 +97,7 @@ pub fn run(train: &TrainArgs, args: &RolloutArgs, with: OnPolicy, given: &Given)
 
 fn run_in<T: Element<Stat = f32>>(mut run: Run, args: &RolloutArgs, with: OnPolicy) -> Result<()> {
     run.to_come = 1;
+    run.parts = PartLimits::of_prompts(args.max_prompt_length);
     let (prompts, held_out) = run.datasets::<Prompt>(false)?;
     let eos = match (args.stop_token, args.stop_token_id) {
         (_, Some(id)) => vec![id],

@@ -108,7 +108,8 @@ pub fn prompts(
     tokenizer: &Arc<Tokenizer>,
     limit: usize,
 ) -> Result<Vec<Asked>> {
-    let limits = Limits { max_length: Some(limit - 1), truncation: Truncation::KeepEnd };
+    let (max_length, truncation) = (Some(limit - 1), Truncation::KeepEnd);
+    let limits = Limits { max_length, truncation, ..Limits::default() };
     let options = Options { limits, read: read.clone(), ..Options::default() };
     let data = Dataset::<Prompt>::open(path, tokenizer.clone(), &options)?;
     (0..data.len())

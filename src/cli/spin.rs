@@ -16,7 +16,7 @@ use crate::losses::{LossOptions, PairObjective};
 use crate::models::{ModelFolder, SaveOptions, save, write_atomically};
 use crate::nn::{Decoder, LmHead, Weights};
 use crate::train::methods::Paired;
-use crate::train::{Method, Observer, Policy, Resume, TrainConfig, Trainer};
+use crate::train::{Every, Method, Observer, Policy, Resume, TrainConfig, Trainer};
 use crate::{Device, Error, Result};
 
 /// SPIN: rows of `prompt, completion`, or of `instruction, input, output`, or of pairs, whose chosen answer
@@ -53,6 +53,10 @@ enum LossName {
 pub fn run(args: Args, given: &Given) -> Result<()> {
     let device = args.train.model.machine.device()?;
     let mut config = args.train.config(&given.command, &device)?;
+    if config.logging_steps == Every::No {
+        let expected = "steps or epoch: what an iteration came to is its last line";
+        return Err(Error::setting("logging_strategy", expected, "no"));
+    }
     if args.num_iterations == 0 {
         return Err(Error::setting("num_iterations", "at least 1", 0));
     }
@@ -73,9 +77,11 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let read = args.train.data.read_texts("spin")?;
     let options = Options { limits, read, ..Options::default() };
     let open = |path: &Path| Dataset::<Example>::open(path, tokenizer.clone(), &options);
-    let sets = std::iter::once(&args.train.dataset_name).chain(&args.train.eval_dataset);
+    let files = args.train.files()?;
+    let sets = std::iter::once(&files.train).chain(&files.held_out);
     let sets = sets.map(|path| open(path)).collect::<Result<Vec<_>>>()?;
     let mut progress = Progress::new()?;
+    files.notices.iter().for_each(|notice| progress.note(notice));
     if let Some((rate, said)) = args.train.default_rate(&given.command, folder.config.hidden) {
         config.learning_rate = rate;
         said.iter().for_each(|said| progress.note(said));

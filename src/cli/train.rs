@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::args::TrainArgs;
+use super::args::{PartLimits, TrainArgs};
 use super::claim::claim;
 use super::progress::Progress;
 use super::sample::sample;
@@ -43,6 +43,8 @@ pub struct Run<'a> {
     pub completion_only: Option<bool>,
     /// Tokens that the model will put behind what is read.
     pub to_come: usize,
+    /// Limits of prompts and of completions alone.
+    pub parts: PartLimits,
     progress: Progress,
     /// What is trained has a score for a head, which begins so where the model has none.
     score: Option<ScoreInit>,
@@ -75,6 +77,7 @@ impl<'a> Run<'a> {
             read,
             completion_only: None,
             to_come: 0,
+            parts: PartLimits::default(),
             progress,
             score: None,
         })
@@ -101,9 +104,10 @@ impl<'a> Run<'a> {
             self.progress.note(&format!("max_length is {limit}, all that the model was made for"));
         }
         let args = self.args;
-        let train = self.open(&args.dataset_name, unpair)?;
-        let held_out =
-            args.eval_dataset.as_deref().map(|path| self.open(path, unpair)).transpose()?;
+        let files = args.files()?;
+        files.notices.iter().for_each(|notice| self.note(notice));
+        let train = self.open(&files.train, unpair)?;
+        let held_out = files.held_out.map(|path| self.open(&path, unpair)).transpose()?;
         if self.read.chat.as_ref().is_some_and(|chat| chat.asked_time()) {
             self.note(
                 "the chat template writes the time into its texts: another day's run has other bytes",
@@ -117,6 +121,7 @@ impl<'a> Run<'a> {
         let limit = self.folder.config.max_positions;
         let mut limits = limits(self.args, limit);
         limits.max_length = limits.max_length.map(|most| most.saturating_sub(self.to_come));
+        (limits.max_prompt, limits.max_completion) = self.parts.checked()?;
         let (completion_only, read) = (self.completion_only, self.read.clone());
         let options = Options { limits, unpair, completion_only, read };
         let dataset = Dataset::open(path, self.tokenizer.clone(), &options)?;
@@ -282,6 +287,7 @@ pub fn limits(args: &TrainArgs, positions: usize) -> Limits {
     Limits {
         max_length: Some(args.max_length.min(positions)),
         truncation: args.truncation_mode.into(),
+        ..Limits::default()
     }
 }
 

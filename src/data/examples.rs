@@ -38,9 +38,25 @@ pub struct Limits {
     pub max_length: Option<usize>,
     /// What is cut from a longer one.
     pub truncation: Truncation,
+    /// Tokens of a prompt, whose end stays; before `max_length`.
+    pub max_prompt: Option<usize>,
+    /// Tokens of a completion, whose start stays; before `max_length`.
+    pub max_completion: Option<usize>,
 }
 
 impl Limits {
+    /// Cuts a prompt to its own limit.
+    pub(super) fn bound_prompt(&self, prompt: &mut Vec<i32>) {
+        if let Some(max) = self.max_prompt {
+            prompt.drain(..prompt.len().saturating_sub(max));
+        }
+    }
+
+    /// Cuts a completion to its own limit.
+    pub(super) fn bound_completion(&self, completion: &mut Vec<i32>) {
+        completion.truncate(self.max_completion.unwrap_or(usize::MAX));
+    }
+
     /// How many tokens go, from the prompt and from the completion.
     fn cut(&self, prompt: usize, completion: usize) -> (usize, usize) {
         let Some(max) = self.max_length else { return (0, 0) };
@@ -222,6 +238,9 @@ impl Pair {
     ) -> Result<Option<Pair>> {
         let (mut prompt, [mut chosen, mut rejected]) =
             tokenizer.completions(&text.prompt, [&text.chosen, &text.rejected])?;
+        limits.bound_prompt(&mut prompt);
+        limits.bound_completion(&mut chosen);
+        limits.bound_completion(&mut rejected);
         let mut seen = prompt.clone();
         let chosen_left = limits.apply(&mut seen, &mut chosen);
         let mut other = prompt.clone();
@@ -257,6 +276,8 @@ impl Unpaired {
     ) -> Result<Option<Unpaired>> {
         let (mut prompt, [mut completion]) =
             tokenizer.completions(&text.prompt, [&text.completion])?;
+        limits.bound_prompt(&mut prompt);
+        limits.bound_completion(&mut completion);
         let cut = limits.cut(prompt.len(), completion.len()) != (0, 0);
         let uncut = cut.then(|| Box::new((prompt.clone(), completion.clone())));
         let left = limits.apply(&mut prompt, &mut completion);
@@ -360,6 +381,7 @@ impl Prompt {
         limits: &Limits,
     ) -> Result<Option<Prompt>> {
         let mut prompt = tokenizer.encode(text)?;
+        limits.bound_prompt(&mut prompt);
         let excess = prompt.len().saturating_sub(limits.max_length.unwrap_or(usize::MAX));
         if prompt.is_empty() || excess > 0 && limits.truncation != Truncation::KeepEnd {
             return Ok(None);

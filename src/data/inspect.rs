@@ -53,11 +53,14 @@ impl Sequence {
 
     /// A sequence of which the tokens behind the prompt are learnt where `mask` says so.
     fn new(name: &str, prompt: usize, ids: &[i32], mask: &[bool], limits: &Limits) -> Self {
-        let excess = limits.max_length.map_or(0, |most| ids.len().saturating_sub(most));
+        // Each part has a limit of its own first, then both together.
+        let start = prompt.saturating_sub(limits.max_prompt.unwrap_or(prompt));
+        let end = limits.max_completion.map_or(ids.len(), |most| ids.len().min(prompt + most));
+        let excess = limits.max_length.map_or(0, |most| (end - start).saturating_sub(most));
         let kept = match limits.truncation {
-            _ if excess == 0 => 0..ids.len(),
-            Truncation::KeepStart => 0..ids.len() - excess,
-            Truncation::KeepEnd => excess..ids.len(),
+            _ if excess == 0 => start..end,
+            Truncation::KeepStart => start..end - excess,
+            Truncation::KeepEnd => start + excess..end,
             Truncation::Drop => 0..0,
         };
         let used = |(at, &id): (usize, &i32)| match () {
@@ -157,7 +160,7 @@ fn example(
         text.prompt = None;
     }
     let name = if text.prompt.is_some() { "completion" } else { "text" };
-    let whole = Limits { max_length: None, truncation: Truncation::KeepStart };
+    let whole = Limits::default();
     let Some(made) = Example::tokenise(&text, 0, tokenizer, &whole)? else {
         return Ok(Inspected { sequences: Vec::new(), dropped: true });
     };

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{DemoMethod, MAX_LENGTH, Summary};
 use crate::losses::SlicTarget;
 use crate::models::write_atomically;
-use crate::train::{Schedule, TrainConfig, Warmup};
+use crate::train::{Every, Schedule, TrainConfig, Warmup};
 use crate::{Error, Result};
 
 /// Makes a folder that is the demo's own.
@@ -93,10 +93,20 @@ pub fn settings(
     loss: Vec<(&'static str, Value)>,
 ) -> Result<()> {
     let path = |path: &Path| Value::from(path.display().to_string());
+    let steps = |every: Every| match every {
+        Every::Share(share) => share.into(),
+        every => every.steps(1).unwrap_or(0).into(),
+    };
     let schedule = match config.schedule {
         Schedule::Linear => "linear",
-        Schedule::Cosine => "cosine",
-        Schedule::Constant => "constant",
+        Schedule::COSINE => "cosine",
+        other => {
+            return Err(Error::setting(
+                "lr_scheduler_type",
+                "linear or cosine",
+                format!("{other:?}"),
+            ));
+        }
     };
     let mut settings: Map<String, Value> = [
         ("model_name_or_path", path(&config.model)),
@@ -115,8 +125,8 @@ pub fn settings(
         ("max_length", MAX_LENGTH.into()),
         ("seed", config.seed.into()),
         ("shuffle", config.shuffle.into()),
-        ("logging_steps", config.logging_steps.into()),
-        ("save_steps", config.save_steps.into()),
+        ("logging_steps", steps(config.logging_steps)),
+        ("save_steps", steps(config.save_steps)),
     ]
     .into_iter()
     .chain(loss)

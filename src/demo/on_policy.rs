@@ -9,7 +9,7 @@ use crate::losses::{Grpo, LossOptions, PairObjective, Ppo, Rloo};
 use crate::models::ScoreInit;
 use crate::rewards::FunctionReward;
 use crate::train::algorithms::{Algorithm, GrpoAlgorithm, OnlineDpo, PpoAlgorithm, RlooAlgorithm};
-use crate::train::{Critic, OnPolicyTrainer, RolloutConfig, Sampler, TrainConfig};
+use crate::train::{Critic, Every, OnPolicyTrainer, RolloutConfig, Sampler, TrainConfig};
 use crate::{Device, Result};
 
 /// Such a method, with the weight of the KL in its objective.
@@ -45,7 +45,7 @@ impl OnPolicy {
             max_steps: Some(STEPS),
             learning_rate: 6e-4,
             seed,
-            save_steps: 0,
+            save_steps: Every::No,
             ..TrainConfig::default()
         };
         std::fs::create_dir_all(runs).map_err(|e| crate::Error::io(runs, e))?;

@@ -12,6 +12,7 @@ use crate::losses::{LossOptions, PairObjective};
 use crate::models::{ModelFolder, SaveOptions, SpecialTokens, init_weights, save};
 use crate::nn::Decoder;
 use crate::rng::Rng;
+use crate::train::Every;
 use crate::train::methods::{Paired, Sft, Unpaired};
 use crate::train::{
     Method, Observer, Schedule, TrainConfig, Trainer, Warmup, checkpoints, evaluate,
@@ -156,10 +157,10 @@ impl<'a> Demo<'a> {
             batch_size: self.config.batch_size,
             epochs: self.config.sft_epochs as f64,
             learning_rate: self.config.sft_learning_rate,
-            schedule: Schedule::Cosine,
+            schedule: Schedule::COSINE,
             warmup: Warmup::Ratio(0.05),
             seed: self.config.seed,
-            save_steps: 0,
+            save_steps: Every::No,
             ..TrainConfig::default()
         };
         files::settings(&config, "sft", &corpus, None, vec![])?;
@@ -252,7 +253,7 @@ impl<'a> Demo<'a> {
             epochs: demo.epochs as f64,
             learning_rate: demo.learning_rate,
             seed: demo.seed,
-            logging_steps: 4,
+            logging_steps: Every::Steps(4),
             ..TrainConfig::default()
         };
         let mut methods: Vec<Box<dyn Method>> = Vec::new();
@@ -277,8 +278,8 @@ impl<'a> Demo<'a> {
         let [method, evaluation] = [&*methods[0], &*methods[1]];
         let steps = method.examples().div_ceil(demo.batch_size) * demo.epochs;
         config.save_steps = match demo.checkpoints {
-            0 => 0,
-            checkpoints => (steps / (checkpoints + 1)).max(1),
+            0 => Every::No,
+            checkpoints => Every::Steps((steps / (checkpoints + 1)).max(1)),
         };
         let command = demo.method.command();
         files::settings(&config, command, train, Some(&test), files::loss(&demo.method))?;

@@ -2,6 +2,7 @@
 
 mod state;
 
+use state::BestSoFar;
 pub use state::State;
 
 use std::borrow::Cow;
@@ -73,11 +74,14 @@ impl<'a, T: Real> Part<'a, T> {
         self.reference.as_deref().map_or(Ok(()), |reference| check_weights(reference, T::DTYPE))
     }
 
-    /// Writes model and moments.
-    fn save(&self, config: &TrainConfig, dir: &Path) -> Result<()> {
+    /// Writes model and moments, or the model alone.
+    fn save(&self, config: &TrainConfig, dir: &Path, model_only: bool) -> Result<()> {
         let dir = self.within(dir);
         fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
         save_model(self.folder, &dir, self.weights, &self.save_options(config))?;
+        if model_only {
+            return Ok(());
+        }
         let mut moments = vec![(FIRST, &self.optimizer.m), (SECOND, &self.optimizer.v)];
         if self.saved_as(config) != T::DTYPE {
             // The model file may be in fewer bits than the weights: resuming needs them whole.
@@ -101,19 +105,11 @@ impl<'a, T: Real> Part<'a, T> {
 
     /// Reads model and moments.
     fn restore(&mut self, dir: &Path, updates: u64) -> Result<()> {
+        self.restore_weights(dir)?;
         let dir = self.within(dir);
         let moments = TensorFile::open(dir.join(OPTIMIZER))?;
-        let read = |name: &str, into: &mut Weights<T>| match into.arena_mut().as_mut_slice() {
-            Some(values) => moments.read(name, values),
-            None => {
-                let mut values = vec![T::ZERO; into.arena().rows()];
-                moments.read(name, &mut values)?;
-                let values = View::from_slice(&values, values.len(), 1, 1)?;
-                into.arena_mut().view_mut().copy_from(values)
-            }
-        };
-        read(FIRST, &mut self.optimizer.m)?;
-        read(SECOND, &mut self.optimizer.v)?;
+        read_into(&moments, FIRST, &mut self.optimizer.m)?;
+        read_into(&moments, SECOND, &mut self.optimizer.v)?;
         let (follows, followed) = (self.reference.is_some(), moments.info(REFERENCE).is_some());
         if follows != followed {
             let message = format!(
@@ -122,25 +118,47 @@ impl<'a, T: Real> Part<'a, T> {
             );
             return Err(Error::file(&dir, message));
         }
-        // Other versions may have saved what is no number.
-        let finite = |name: &str, read: &Weights<T>| {
-            let damaged = |e: Error| Error::file(moments.path(), format!("`{name}`: {e}"));
-            check_weights(read, T::DTYPE).map_err(damaged)
-        };
         if let Some(reference) = self.reference.as_deref_mut() {
-            read(REFERENCE, reference)?;
-            finite(REFERENCE, reference)?;
-        }
-        if moments.info(WEIGHTS).is_some() {
-            read(WEIGHTS, self.weights)?;
-            finite(WEIGHTS, self.weights)?;
-        } else {
-            let table = self.weights.table().clone();
-            let device = self.weights.arena().device();
-            *self.weights = ModelFolder::open(&dir)?.load_weights(&table, &device)?;
+            read_into(&moments, REFERENCE, reference)?;
         }
         self.optimizer.steps = updates;
         Ok(())
+    }
+
+    /// Reads the model of a checkpoint, with all bits that it has.
+    pub fn restore_weights(&mut self, dir: &Path) -> Result<()> {
+        let dir = self.within(dir);
+        let path = dir.join(OPTIMIZER);
+        if path.exists() {
+            let whole = TensorFile::open(path)?;
+            if whole.info(WEIGHTS).is_some() {
+                return read_into(&whole, WEIGHTS, self.weights);
+            }
+        }
+        let table = self.weights.table().clone();
+        let device = self.weights.arena().device();
+        *self.weights = ModelFolder::open(&dir)?.load_weights(&table, &device)?;
+        Ok(())
+    }
+}
+
+/// Reads the tensor of that name into an arena.
+fn read_into<T: Real>(file: &TensorFile, name: &str, into: &mut Weights<T>) -> Result<()> {
+    read_any(file, name, into)?;
+    // Other versions may have saved what is no number.
+    let damaged = |e: Error| Error::file(file.path(), format!("`{name}`: {e}"));
+    check_weights(into, T::DTYPE).map_err(damaged)
+}
+
+fn read_any<T: Real>(file: &TensorFile, name: &str, into: &mut Weights<T>) -> Result<()> {
+    match into.arena_mut().as_mut_slice() {
+        Some(values) => file.read(name, values),
+        None => {
+            let mut values = vec![T::ZERO; into.arena().rows()];
+            file.read(name, &mut values)?;
+            let values = View::from_slice(&values, values.len(), 1, 1)?;
+            into.arena_mut().view_mut().copy_from(values)
+        }
     }
 }
 
@@ -153,13 +171,19 @@ const WEIGHTS: &str = "weights";
 const REFERENCE: &str = "reference";
 const MANIFEST: &str = "manifest.json";
 
-/// Writes `checkpoint-N` and removes those beyond `save_total_limit`.
-pub fn save<T: Real>(config: &TrainConfig, parts: &[Part<T>], state: &State) -> Result<PathBuf> {
+/// Writes `checkpoint-N`, the model alone where that is wanted, and removes those beyond
+/// `save_total_limit`.
+pub fn save<T: Real>(
+    config: &TrainConfig,
+    parts: &[Part<T>],
+    state: &State,
+    model_only: bool,
+) -> Result<PathBuf> {
     let target = config.output_dir.join(format!("checkpoint-{}", state.step));
     let aside = config.output_dir.join(format!("checkpoint-{}.tmp", state.step));
     remove(&aside)?;
     for part in parts {
-        part.save(config, &aside)?;
+        part.save(config, &aside, model_only)?;
         sync_dir(&part.within(&aside))?;
     }
     write(&aside.join(STATE), &serde_json::to_vec_pretty(state).map_err(|e| json(STATE, e))?)?;
@@ -176,9 +200,11 @@ pub fn save<T: Real>(config: &TrainConfig, parts: &[Part<T>], state: &State) -> 
     sync_dir(&config.output_dir)?;
     if let Some(limit) = config.save_total_limit {
         let mut all = list(&config.output_dir)?;
-        all.retain(|(step, _)| *step != state.step);
-        while all.len() >= limit.max(1) {
-            remove(&all.remove(0).1)?;
+        let beyond = all.len().saturating_sub(limit.max(1));
+        // Neither the one just made nor the best one.
+        all.retain(|(step, _)| *step != state.step && Some(*step) != state.best.checkpoint);
+        for (_, path) in all.into_iter().take(beyond) {
+            remove(&path)?;
         }
     }
     Ok(target)
@@ -206,7 +232,13 @@ pub fn restore<T: Real>(
                         newest = Some(path);
                         break;
                     }
-                    Err(e) => observer.note(&format!("skipped a torn checkpoint: {e}")),
+                    Err(e) => {
+                        let what = match manifest(&path) {
+                            Ok(names) if !names.contains_key(OPTIMIZER) => "a checkpoint",
+                            _ => "a torn checkpoint",
+                        };
+                        observer.note(&format!("skipped {what}: {e}"));
+                    }
                 }
             }
             match newest {
@@ -228,6 +260,7 @@ pub fn restore<T: Real>(
     if !config.resume.in_place(&config.output_dir) {
         // The lines that it knows are in another folder.
         state.metrics_lines = 0;
+        state.best = BestSoFar::default();
     }
     Ok(Some((state, path.display().to_string())))
 }
@@ -270,12 +303,21 @@ pub fn list(output_dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(all)
 }
 
-/// Checks every file against the manifest.
-fn check(path: &Path) -> Result<()> {
+/// The files of a checkpoint and their checksums.
+fn manifest(path: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
     let file = path.join(MANIFEST);
     let text = fs::read(&file).map_err(|e| Error::io(&file, e))?;
-    let manifest: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&text).map_err(|e| Error::file(&file, e.to_string()))?;
+    serde_json::from_slice(&text).map_err(|e| Error::file(&file, e.to_string()))
+}
+
+/// Checks every file against the manifest.
+fn check(path: &Path) -> Result<()> {
+    let (file, manifest) = (path.join(MANIFEST), manifest(path)?);
+    if !manifest.contains_key(OPTIMIZER) && !path.join(OPTIMIZER).exists() {
+        let message = "expected an optimizer.safetensors: it was saved with save_only_model, and \
+                       nothing can go on from it";
+        return Err(Error::file(path, message));
+    }
     for name in [MODEL, OPTIMIZER, STATE] {
         let sharded = name == MODEL && manifest.contains_key("model.safetensors.index.json");
         if !manifest.contains_key(name) && !sharded {

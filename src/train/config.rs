@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::every::{Best, Every};
+use super::schedule::Schedule;
 use crate::{DType, Error, Result};
 
 /// Settings that every training method shares, under TRL's names.
@@ -38,14 +40,24 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Whether each epoch draws its own order; off keeps the file's.
     pub shuffle: bool,
-    /// Steps from one logged line to the next.
-    pub logging_steps: usize,
-    /// Steps from one checkpoint to the next; 0: none but at the end of an interrupted run.
-    pub save_steps: usize,
+    /// When lines are logged; never: not even at the end.
+    pub logging_steps: Every,
+    /// Log the first step too.
+    pub logging_first_step: bool,
+    /// When checkpoints are made; never: none but at the end of an interrupted run.
+    pub save_steps: Every,
+    /// Checkpoints hold the model alone: smaller, and nothing can go on from them.
+    pub save_only_model: bool,
     /// How many checkpoints are kept.
     pub save_total_limit: Option<usize>,
-    /// Steps from one evaluation to the next; 0: at the end alone.
-    pub eval_steps: usize,
+    /// When held-out data is evaluated; never: at the end alone.
+    pub eval_steps: Every,
+    /// Evaluate before the first step too.
+    pub eval_on_start: bool,
+    /// Examples per forward of an evaluation; none: as many as in training.
+    pub eval_batch_size: Option<usize>,
+    /// The checkpoint that becomes the trained model, where it is not the last one.
+    pub load_best: Option<Best>,
     /// Where to go on from.
     pub resume: Resume,
     /// Keep only the inputs of the blocks and recompute the rest in the backward.
@@ -107,17 +119,6 @@ pub enum Warmup {
     Ratio(f64),
 }
 
-/// Shape of the learning rate after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Schedule {
-    /// Down to 0 at the last step, in a straight line.
-    Linear,
-    /// Down to 0 at the last step, along half a cosine.
-    Cosine,
-    /// Constant.
-    Constant,
-}
-
 /// Where a run goes on from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resume {
@@ -162,10 +163,15 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             seed: 42,
             shuffle: true,
-            logging_steps: 10,
-            save_steps: 500,
+            logging_steps: Every::Steps(10),
+            logging_first_step: false,
+            save_steps: Every::Steps(500),
+            save_only_model: false,
             save_total_limit: None,
-            eval_steps: 0,
+            eval_steps: Every::No,
+            eval_on_start: false,
+            eval_batch_size: None,
+            load_best: None,
             resume: Resume::No,
             gradient_checkpointing: false,
             skip_nonfinite: false,
@@ -184,7 +190,7 @@ impl TrainConfig {
         for (name, value) in [
             ("per_device_train_batch_size", self.batch_size),
             ("gradient_accumulation_steps", self.accumulation),
-            ("logging_steps", self.logging_steps),
+            ("per_device_eval_batch_size", self.eval_batch_size.unwrap_or(1)),
             ("save_total_limit", self.save_total_limit.unwrap_or(1)),
             ("max_steps", self.max_steps.unwrap_or(1)),
         ] {
@@ -192,6 +198,17 @@ impl TrainConfig {
                 return Err(Error::setting(name, "at least 1", value));
             }
         }
+        for (name, every) in [
+            ("logging_steps", self.logging_steps),
+            ("save_steps", self.save_steps),
+            ("eval_steps", self.eval_steps),
+        ] {
+            if every == Every::Steps(0) {
+                return Err(Error::setting(name, "at least 1", 0));
+            }
+        }
+        self.check_best()?;
+        self.schedule.validate(self.learning_rate)?;
         let range = |name: &str, value: f64, expected: &str, ok: bool| match ok {
             true => Ok(()),
             false => Err(Error::setting(name, expected, value)),
@@ -231,21 +248,34 @@ impl TrainConfig {
             Warmup::Steps(steps) => steps,
             Warmup::Ratio(ratio) => (ratio * total as f64).ceil() as usize,
         };
-        let done = step - 1;
-        let factor = if done < warmup {
-            done as f64 / warmup as f64
-        } else {
-            let rest = total.saturating_sub(warmup).max(1) as f64;
-            let progress = (done - warmup) as f64 / rest;
-            match self.schedule {
-                Schedule::Linear => (1.0 - progress).max(0.0),
-                Schedule::Cosine => {
-                    (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0)
-                }
-                Schedule::Constant => 1.0,
-            }
-        };
+        if self.learning_rate == 0.0 {
+            return 0.0;
+        }
+        let factor = self.schedule.factor(step - 1, warmup, total, self.learning_rate);
         self.learning_rate * factor
+    }
+
+    /// Examples per forward of an evaluation.
+    pub fn eval_batch(&self) -> usize {
+        self.eval_batch_size.unwrap_or(self.batch_size)
+    }
+
+    /// Every checkpoint must have an evaluation to be compared by.
+    fn check_best(&self) -> Result<()> {
+        let fits = match (self.eval_steps, self.save_steps) {
+            _ if self.load_best.is_none() => true,
+            (Every::Epoch, Every::Epoch) => true,
+            (Every::Steps(eval), Every::Steps(save)) => save.is_multiple_of(eval.max(1)),
+            (Every::Share(eval), Every::Share(save)) => {
+                let times = save / eval;
+                (times - times.round()).abs() < 1e-6 && times >= 0.5
+            }
+            _ => false,
+        };
+        let expected = "eval_strategy and save_strategy to be the same, steps or epoch, with save_steps \
+                        a multiple of eval_steps";
+        let found = format!("{:?} and {:?}", self.eval_steps, self.save_steps);
+        fits.then_some(()).ok_or_else(|| Error::setting("load_best_model_at_end", expected, found))
     }
 }
 

@@ -161,7 +161,7 @@ impl<T: Element<Stat = f32>> Task<f32> for Run<'_, T> {
             let seed = stream(session.config.seed, part, EVALUATION).next_u64();
             let (policy, nothing) = (&self.policy, &mut Means::default());
             let mut episodes = self.sampler.sample(policy, prompts, examples, 1, seed, nothing)?;
-            for micro in episodes.chunks_mut(session.config.batch_size) {
+            for micro in episodes.chunks_mut(session.config.eval_batch()) {
                 self.score(&mut micro.iter_mut().collect::<Vec<_>>())?;
             }
             all.extend(episodes);

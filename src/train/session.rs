@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use super::checkpoint::{self, Part, State};
 use super::metrics::{MetricsFile, Record};
-use super::{Means, Observer, TrainConfig, saved};
+use super::{Every, Means, Observer, TrainConfig, saved};
 use crate::models::{save, write_atomically};
 use crate::{Error, Real, Result};
 
@@ -66,6 +66,7 @@ impl<'a> Session<'a> {
         total: usize,
         parts: &mut [Part<T>],
     ) -> Result<Self> {
+        config.validate()?;
         let restored = checkpoint::restore(config, &fresh, parts, observer)?;
         let (state, last_checkpoint) = match restored {
             Some((state, path)) => {
@@ -112,25 +113,35 @@ impl<'a> Session<'a> {
     pub fn run<T: Real>(mut self, task: &mut dyn Task<T>) -> Result<Outcome> {
         let (first, total) = (self.state.step + 1, self.total);
         self.observer.start(self.state.step, total);
+        if self.config.eval_on_start && self.state.step == 0 {
+            self.evaluate(task)?;
+        }
+        let comparing = self.config.load_best.is_some();
+        let mut evaluated = None;
         for step in first..=total {
             self.state.step = step;
             task.step(&mut self, step)?;
             self.observer.step(step, &self.state.means);
             let last = step == total;
-            if step.is_multiple_of(self.config.logging_steps) || last {
+            let epochs = (task.epoch(step - 1), task.epoch(step));
+            let due = |every: Every| every.due(step, total, epochs);
+            let every = self.config.logging_steps;
+            let first = step == 1 && self.config.logging_first_step;
+            if due(every) || first || (last && every != Every::No) {
                 task.settle(&mut self)?;
                 self.log(task)?;
             }
-            let every = self.config.eval_steps;
-            if !last && every > 0 && step.is_multiple_of(every) {
+            // The last evaluation comes behind the saved model, but where it decides which one is saved.
+            let evaluates = if last { comparing } else { due(self.config.eval_steps) };
+            if evaluates {
                 task.settle(&mut self)?;
-                self.evaluate(task)?;
+                let record = self.evaluate(task)?;
+                evaluated = record.filter(|_| last);
             }
-            let every = self.config.save_steps;
             let stop = self.observer.stop() && !last;
-            if stop || (every > 0 && step.is_multiple_of(every)) {
+            if stop || due(self.config.save_steps) || (last && comparing) {
                 task.settle(&mut self)?;
-                self.save_checkpoint(task)?;
+                self.save_checkpoint(task, stop)?;
             }
             if stop {
                 return Err(Error::Interrupted(format!(
@@ -140,6 +151,8 @@ impl<'a> Session<'a> {
                 )));
             }
         }
+        task.settle(&mut self)?;
+        let best = self.take_best(task)?;
         // The models first: whatever the evaluation meets, the training is not lost.
         self.check_weights(task)?;
         for part in task.parts() {
@@ -147,13 +160,21 @@ impl<'a> Session<'a> {
             save(part.folder, dest, part.weights, &part.save_options(self.config))?;
         }
         // What is measured of the end is what the folder has.
+        let mut rounded = false;
         for part in &mut task.parts() {
+            rounded |= part.saved_as(self.config).size() < T::DTYPE.size();
             if let Some(said) = saved::round(self.config, part)? {
                 self.observer.note(&said);
             }
         }
         task.take_weights()?;
-        let evaluation = self.evaluate(task)?;
+        let evaluation = match (best, evaluated) {
+            _ if rounded => self.evaluate(task)?,
+            (Some(best), _) => Some(best),
+            (None, Some(last)) => Some(last),
+            (None, None) if comparing => None,
+            (None, None) => self.evaluate(task)?,
+        };
         self.metrics.sync()?;
         self.check_learnt()?;
         Ok(Outcome { steps: total, evaluation })
@@ -253,7 +274,14 @@ impl<'a> Session<'a> {
     }
 
     fn evaluate<T: Real>(&mut self, task: &mut dyn Task<T>) -> Result<Option<Record>> {
-        let Some(means) = task.evaluate(self)? else { return Ok(None) };
+        let means = match (task.evaluate(self)?, &self.config.load_best) {
+            (Some(means), _) => means,
+            (None, None) => return Ok(None),
+            (None, Some(_)) => {
+                let name = "load_best_model_at_end";
+                return Err(Error::setting(name, "held-out data to know the best by", "none"));
+            }
+        };
         let mut record = Record::default();
         record.count("step", self.state.step as u64);
         record.set("epoch", task.epoch(self.state.step));
@@ -261,16 +289,57 @@ impl<'a> Session<'a> {
             record.set("eval_loss", loss);
         }
         means.values("eval_").for_each(|(name, value)| record.set(&name, value));
+        self.compare(&record)?;
         self.metrics.write(&record)?;
         self.observer.record(&record);
         self.last_log = Instant::now();
         Ok(Some(record))
     }
 
-    fn save_checkpoint<T: Real>(&mut self, task: &mut dyn Task<T>) -> Result<()> {
+    /// Remembers an evaluation that is the best so far.
+    fn compare(&mut self, record: &Record) -> Result<()> {
+        let Some(best) = &self.config.load_best else { return Ok(()) };
+        let Some(value) = record.get(&best.metric) else {
+            let names: Vec<&str> = record.iter().map(|(name, _)| name).collect();
+            let expected = format!("one of {}", names.join(", "));
+            return Err(Error::setting("metric_for_best_model", expected, &best.metric));
+        };
+        if best.improves(value, self.state.best.value) {
+            self.state.best.value = Some(value);
+            self.state.best.step = self.state.step;
+        }
+        Ok(())
+    }
+
+    /// Puts the weights of the best checkpoint in the place of the last ones, where they are others.
+    fn take_best<T: Real>(&mut self, task: &mut dyn Task<T>) -> Result<Option<Record>> {
+        let (Some(best), Some(step)) = (&self.config.load_best, self.state.best.checkpoint) else {
+            return Ok(None);
+        };
+        if step == self.state.step {
+            return Ok(None);
+        }
+        let path = self.config.output_dir.join(format!("checkpoint-{step}"));
+        for mut part in task.parts() {
+            part.restore_weights(&path)?;
+        }
+        self.observer.note(&format!(
+            "the model is that of checkpoint-{step}, the best by {} of {} steps",
+            best.metric, self.total
+        ));
+        let mut record = Record::default();
+        record.count("step", step as u64);
+        self.state.best.value.iter().for_each(|&value| record.set(&best.metric, value));
+        Ok(Some(record))
+    }
+
+    /// Saves what a run can go on from, or the model alone where that is wanted and it is not `stopping`.
+    fn save_checkpoint<T: Real>(&mut self, task: &mut dyn Task<T>, stopping: bool) -> Result<()> {
         self.check_weights(task)?;
         self.state.metrics_lines = self.metrics.sync()?;
-        let path = checkpoint::save(self.config, &task.parts(), &self.state)?;
+        let model_only = self.config.save_only_model && !stopping;
+        self.state.best.saved(self.state.step, &self.config.output_dir);
+        let path = checkpoint::save(self.config, &task.parts(), &self.state, model_only)?;
         self.last_checkpoint = Some(path.display().to_string());
         Ok(())
     }

@@ -230,7 +230,7 @@ impl<T: Element<Stat = f32>> Task<f32> for Run<'_, T> {
 
     fn evaluate(&mut self, session: &mut Session) -> Result<Option<Means>> {
         let Some(method) = self.evaluation else { return Ok(None) };
-        evaluate(&self.policy, method, session.config.batch_size).map(Some)
+        evaluate(&self.policy, method, session.config.eval_batch()).map(Some)
     }
 
     fn take_weights(&mut self) -> Result<()> {

@@ -259,3 +259,78 @@ fn sft_learns_what_it_is_told_to() {
     let run = fixture.run("dpo", "no", "--assistant-only-loss");
     run.fails(&["--assistant-only-loss"]);
 }
+
+/// A folder has a file to learn from and one to evaluate on; one file is read whole.
+#[test]
+fn folders_of_data() {
+    let fixture = Fixture::new();
+    let held_out = fixture.rows("held-out.jsonl", &pairs(8));
+    let more = format!("--eval-dataset {held_out} --eval-strategy epoch");
+    fixture.train("dpo", "plain", &more);
+    let dir = fixture.path("set/main");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::copy(fixture.path("pairs.jsonl"), dir.join("train_prefs.jsonl")).unwrap();
+    std::fs::copy(fixture.path("held-out.jsonl"), dir.join("test-00000-of-00001.json")).unwrap();
+    let set = format!("--dataset {} --dataset-config main", fixture.at("set"));
+    let whole = format!("{set} --dataset_train_split train_prefs --eval-strategy epoch");
+    let lines = fixture.train("dpo", "folder", &whole);
+    let same = fixture.metrics("plain");
+    assert_eq!(lines.last().unwrap()["eval_loss"], same.last().unwrap()["eval_loss"]);
+    assert_eq!(fixture.weights("plain"), fixture.weights("folder"));
+    // Without a strategy nothing but what is named is evaluated.
+    let lines = fixture.train("dpo", "quiet", &whole.replace("--eval-strategy epoch", ""));
+    assert!(lines.iter().all(|line| line.get("eval_loss").is_none()));
+    for (more, says) in [
+        (set.clone(), "expected a file train.jsonl"),
+        (
+            format!("--dataset {} --dataset-config other", fixture.at("set")),
+            "dataset_config: expected",
+        ),
+        (format!("{set} --dataset_train_split train_prefs[:9]"), "the name of a whole part"),
+    ] {
+        fixture.run("dpo", "wrong", &more).fails(&[says]);
+    }
+    let run = fixture.run("dpo", "one", "--dataset_train_split train_prefs");
+    assert!(
+        run.ok() && run.err.contains("one file and is read whole: dataset_train_split"),
+        "{run:?}"
+    );
+}
+
+/// Prompts keep their end and completions their start.
+#[test]
+fn limits_of_prompts_and_completions_alone() {
+    let fixture = Fixture::new();
+    let rows = |name: &str, prompt: &str, chosen: &str| {
+        let row = |i: usize| {
+            let rejected = format!(" no{}", "!".repeat(i % 3));
+            json!({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        };
+        fixture.rows(name, &(0..8).map(row).collect::<Vec<_>>())
+    };
+    // A character is a token of this model's where none of its pairs was ever seen.
+    let long = rows("long.jsonl", "0123456789 QXZ", " QZXJQZXJ");
+    let cut = rows("cut.jsonl", "QXZ", " QZXJQZXJ");
+    for method in ["dpo", "kto"] {
+        let long = format!("--dataset {long} --max_prompt_length 3");
+        // What begins a text is at the start too.
+        let cut = format!("--dataset {cut} --max_prompt_length 3");
+        let long = fixture.train(method, &format!("{method}-long"), &long);
+        let cut = fixture.train(method, &format!("{method}-cut"), &cut);
+        assert_eq!(long[0]["num_tokens"], cut[0]["num_tokens"], "{method}");
+        assert_eq!(
+            fixture.weights(&format!("{method}-long")),
+            fixture.weights(&format!("{method}-cut"))
+        );
+    }
+    // What is behind the limit of a completion is not learnt, and its end token neither.
+    let two = [(" QZ", "first"), (" QZXJ", "second")].map(|(chosen, out)| {
+        let path = rows(&format!("{out}.jsonl"), "QXZ", chosen);
+        fixture.train("dpo", out, &format!("--dataset {path} --max-completion-length 2"));
+        fixture.weights(out)
+    });
+    assert!(two[0] == two[1]);
+    fixture
+        .run("dpo", "out", "--max-prompt-length 0")
+        .fails(&["max_prompt_length: expected at least 1"]);
+}

@@ -26,6 +26,7 @@ mod saved;
 mod spin;
 mod traces;
 mod training;
+mod when;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

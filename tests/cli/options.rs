@@ -32,7 +32,7 @@ fn settings_outside_their_range() {
         ("dpo --seed -1", "--seed"),
         ("dpo --threads 0", "--threads"),
         ("dpo --shuffle maybe", "expected true or false"),
-        ("dpo --lr-scheduler-type polynomial", "[possible values: linear, cosine, constant]"),
+        ("dpo --lr-scheduler-type polinomial", "lr_scheduler_type: expected one of linear, cosine"),
         ("dpo --loss-type sigmod", "did you mean `sigmoid`?"),
         ("dpo --loss-type bco_pair", "not supported: --loss-type bco_pair"),
         ("dpo --loss-type sigmoid,bco_pair", "not supported: --loss-type bco_pair"),

@@ -346,7 +346,7 @@ fn truncation_keeps_what_is_learnt_in_its_place() {
     let turns = json!([user("water"), assistant("rice"), user("a city of water and more words")]);
     let rows = [json!({"messages": turns})];
     let cut = |max_length, truncation| {
-        let limits = Limits { max_length: Some(max_length), truncation };
+        let limits = Limits { max_length: Some(max_length), truncation, ..Limits::default() };
         examples(CHATML, &rows, Options { limits, ..assistant_only() })
     };
     let ids = tiny().verbatim();

@@ -19,7 +19,7 @@ fn shared_tiny() -> &'static Arc<Tokenizer> {
 }
 
 fn keep(max_length: impl Into<Option<usize>>, truncation: Truncation) -> Limits {
-    Limits { max_length: max_length.into(), truncation }
+    Limits { max_length: max_length.into(), truncation, ..Limits::default() }
 }
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> PairText {

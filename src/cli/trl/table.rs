@@ -67,8 +67,8 @@ pub const GROUPS: &[Group] = &[
     // What happens anyway.
     of("Off, as here", Fate::Same, &["false"], &[
         "assistant_only_loss", "cast_lm_head_to_fp32", "cpu", "dataloader_drop_last",
-        "eval_on_start", "eval_packing", "force_use_ref_model", "group_by_length", "ignore_data_skip", "load_in_4bit",
-        "load_in_8bit", "load_best_model_at_end", "logging_first_step", "mask_truncated_completions", "no_cuda", "packing", "precompute_ref_log_probs", "push_to_hub",
+        "eval_packing", "force_use_ref_model", "group_by_length", "ignore_data_skip", "load_in_4bit",
+        "load_in_8bit", "mask_truncated_completions", "no_cuda", "packing", "precompute_ref_log_probs", "push_to_hub",
         "sync_ref_model", "train_on_inputs", "use_adaptive_entropy", "use_bias_correction_kl", "use_cpu",
         "use_dora", "use_peft", "use_rslora", "use_weighting", "use_deepspeed", "use_fsdp", "use_megatron_lm", "multi_gpu",
         "is_encoder_decoder", "generate_during_eval",
@@ -88,10 +88,6 @@ pub const GROUPS: &[Group] = &[
     },
     of("TRL's default, as here", Fate::Same, &["token"], &["importance_sampling_level"]),
     of("TRL's default, as here", Fate::Same, &["text"], &["dataset_text_field"]),
-    of("TRL's default, as here", Fate::Same, &["train"], &["dataset_train_split"]),
-    of("TRL's default, as here", Fate::Same, &["test"], &["dataset_test_split"]),
-    of("TRL's default, as here", Fate::Same, &["steps"], &["logging_strategy", "save_strategy"]),
-    of("TRL's default, as here", Fate::Same, &["no", "false"], &["eval_strategy", "evaluation_strategy"]),
     Group { about: "TRL's default, as here", fate: Fate::Same, values: &["nll"], keys: &["loss_type"], commands: &["sft"] },
     Group { about: "TRL's default, as here", fate: Fate::Same, values: &["kto"], keys: &["loss_type"], commands: &["kto"] },
     // What cannot change the result.
@@ -100,7 +96,7 @@ pub const GROUPS: &[Group] = &[
         "auto_find_batch_size", "average_tokens_across_devices", "bf16_full_eval", "cache_implementation",
         "dataloader_in_order", "dataloader_multiprocessing_context", "dataloader_num_workers", "dataloader_persistent_workers",
         "dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_batch_size", "dataset_num_proc", "dataset_streaming", "streaming",
-        "ds3_gather_for_generation", "eval_accumulation_steps", "per_device_eval_batch_size", "eval_do_concat_batches", "eval_use_gather_object",
+        "ds3_gather_for_generation", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
         "fp16_full_eval", "fp16_backend", "fp16_opt_level", "gradient_checkpointing_kwargs", "half_precision_backend", "jit_mode_eval",
         "ignore_bias_buffers", "keep_end", "liger_kernel_config", "local_rollout_forward_batch_size", "low_cpu_mem_usage",
         "pad_to_multiple_of", "precompute_ref_batch_size", "preprocessing_num_workers", "ref_adapter_name", "model_adapter_name",
@@ -119,7 +115,7 @@ pub const GROUPS: &[Group] = &[
     ]),
     any("Files", NO_EFFECT, &[
         "enable_jit_checkpoint", "model_revision", "reward_model_revision", "restore_callback_states_from_checkpoint", "save_on_each_node",
-        "save_only_model", "save_safetensors", "trust_remote_code", "remove_unused_columns", "use_auth_token",
+        "save_safetensors", "trust_remote_code", "remove_unused_columns", "use_auth_token",
     ]),
     any("Padding, of which there is none", NO_EFFECT, &["label_pad_token_id", "padding_free", "pad_token", "padding_value", "padding_side"]),
     any("Mixtures of experts, several rewards, words for what is off", NO_EFFECT, &[
@@ -214,12 +210,8 @@ pub const REMEDIES: &[(&str, &[&str])] = &[
     ("use collimate sft's assistant_only_loss", &["assistant_only_loss"]),
     ("WPO's weights are not there: leave it out", &["use_weighting"]),
     ("log-probs of long answers count whole: leave it out", &["ld_alpha"]),
-    ("the prompt is cut with its completion: set max_length", &["max_prompt_length"]),
+    ("prompts are cut with their completions: set max_length", &["max_prompt_length"]),
     ("set max_length", &["max_completion_length", "max_target_length"]),
     ("set the end token in the model's folder (generation_config.json, tokenizer_config.json)", &["eos_token"]),
-    ("name a file with dataset_name and eval_dataset", &["dataset_config", "dataset_train_split", "dataset_test_split", "datasets"]),
-    ("leave it out", &[
-        "eval_on_start", "eval_strategy", "evaluation_strategy", "greater_is_better", "load_best_model_at_end", "logging_first_step",
-        "logging_strategy", "lr_scheduler_kwargs", "metric_for_best_model", "save_strategy",
-    ]),
+    ("put the rows into one file and name it with dataset_name", &["datasets"]),
 ];

@@ -148,3 +148,43 @@ fn lists_and_switches_of_the_command_line() {
     let given = |id: &str| *matches.subcommand().unwrap().1.get_one::<bool>(id).unwrap();
     assert!(!given("shuffle") && !given("bf16"));
 }
+
+/// The tables of docs/trl.md. `COLLIMATE_DRAW=1` writes them.
+#[test]
+fn the_documentation_has_every_key() {
+    let fate = |group: &Group| match group.fate {
+        Fate::Same => "what happens anyway".to_string(),
+        Fate::Notice(what) => what.to_string(),
+        Fate::Becomes(flag) => format!("`{flag}`"),
+    };
+    let row = |group: &Group| {
+        let keys: Vec<String> = group.keys.iter().map(|key| format!("`{key}`")).collect();
+        let values: Vec<String> = group.values.iter().map(|value| format!("`{value}`")).collect();
+        let values = if values.is_empty() { "any".into() } else { values.join(", ") };
+        let of = match group.commands {
+            [] => String::new(),
+            commands => format!(" ({})", commands.join(", ")),
+        };
+        let (about, keys) = (group.about, keys.join(", "));
+        format!("| {about}{of} | {keys} | {values} | {} |\n", fate(group))
+    };
+    let mut text =
+        String::from("| about | keys | values | what becomes of it |\n|---|---|---|---|\n");
+    text += &GROUPS.iter().map(row).collect::<String>();
+    text += "\nWith any other value these are refused, as are those that stand here alone:\n\n";
+    text += "| keys | instead |\n|---|---|\n";
+    for (remedy, keys) in REMEDIES {
+        let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+        text += &format!("| {} | {remedy} |\n", keys.join(", "));
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/trl.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = page.split_once("<!-- keys -->\n").unwrap();
+    let (found, after) = rest.split_once("<!-- end of keys -->").unwrap();
+    if std::env::var_os("COLLIMATE_DRAW").is_some() {
+        let page = format!("{before}<!-- keys -->\n{text}<!-- end of keys -->{after}");
+        std::fs::write(path, page).unwrap();
+    } else {
+        assert_eq!(found, text, "COLLIMATE_DRAW=1 writes the tables anew");
+    }
+}

@@ -35,6 +35,9 @@ pub struct State {
     /// The weight of the KL penalty, where it adapts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_coef: Option<f64>,
+    /// The best evaluation, where the best checkpoint becomes the model.
+    #[serde(default, skip_serializing_if = "BestSoFar::is_none")]
+    pub best: BestSoFar,
     /// Lines of metrics.jsonl that belong to the steps done.
     pub metrics_lines: u64,
     /// What decides which examples a step sees.
@@ -42,6 +45,31 @@ pub struct State {
     /// What else decides the bytes of the run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub decides: BTreeMap<String, String>,
+}
+
+/// The best evaluation so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BestSoFar {
+    /// Its metric.
+    pub value: Option<f64>,
+    /// The step behind which it came.
+    pub step: usize,
+    /// The checkpoint of the best evaluation that has one.
+    pub checkpoint: Option<usize>,
+}
+
+impl BestSoFar {
+    fn is_none(&self) -> bool {
+        self.value.is_none()
+    }
+
+    /// A checkpoint of `step` is about to be made in `output_dir`.
+    pub fn saved(&mut self, step: usize, output_dir: &Path) {
+        let exists = output_dir.join(format!("checkpoint-{}", self.step)).exists();
+        if self.value.is_some() && (step == self.step || exists) {
+            self.checkpoint = Some(self.step);
+        }
+    }
 }
 
 fn is_zero(count: &u64) -> bool {
@@ -122,6 +150,7 @@ impl State {
             updates: 0,
             episodes: 0,
             kl_coef: None,
+            best: BestSoFar::default(),
             metrics_lines: 0,
             order: Order::of(config, examples, num_generations),
             decides: config.decides.clone(),

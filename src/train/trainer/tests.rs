@@ -14,7 +14,7 @@ use crate::losses::{BradleyTerry, Kto, LossOptions, PairObjective};
 use crate::models::{SpecialTokens, init_weights};
 use crate::nn::{Decoder, DecoderConfig, LmHead, RopeConfig, RopeScaling};
 use crate::train::methods::{Paired, Reward, Sft, Unpaired};
-use crate::train::{DeviceScores, Schedule, Warmup};
+use crate::train::{DeviceScores, Every, Schedule, Warmup};
 
 /// What a run had done when it was looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -143,7 +143,7 @@ impl Fixture {
             accumulation: 2,
             max_steps: Some(7),
             learning_rate: 1e-2,
-            schedule: Schedule::Cosine,
+            schedule: Schedule::COSINE,
             warmup: Warmup::Steps(2),
             weight_decay: 0.1,
             max_grad_norm: 0.1,
@@ -214,7 +214,7 @@ fn no_step_waits<T: Element<Stat = f32>>() {
     fixture.each(|name, method, scores, change| {
         for (every, lines) in [(1, 7), (3, 3)] {
             let moments = fixture.run::<T>(method, scores, |config| {
-                config.logging_steps = every;
+                config.logging_steps = Every::Steps(every);
                 change(config);
             });
             let before = assert_waits(name, &moments, 7, lines);
@@ -240,7 +240,7 @@ fn fifty_steps_wait_once() {
     let fixture = Fixture::new();
     let sft = Sft { examples: fixture.rows(false) };
     let moments = fixture.run::<f32>(&sft, false, |config| {
-        (config.max_steps, config.logging_steps) = (Some(51), 100);
+        (config.max_steps, config.logging_steps) = (Some(51), Every::Steps(100));
         (config.batch_size, config.accumulation) = (1, 1);
     });
     let waits: Vec<usize> = moments.iter().map(|&(_, waits, _)| waits).collect();
