@@ -186,7 +186,6 @@ impl Args {
                 DivergenceName::JsDivergence => Divergence::JensenShannon,
                 DivergenceName::AlphaDivergence => Divergence::Alpha(self.f_alpha_divergence_coef),
             },
-            ..LossOptions::default()
         };
         let objective = PairObjective::parse(&self.weighted()?, &options)?;
         let stateful = objective.terms.iter().any(|(_, term)| term.name() == "bco_pair");

@@ -98,7 +98,7 @@ pub const GROUPS: &[Group] = &[
         "dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_batch_size", "dataset_num_proc", "dataset_streaming", "streaming",
         "ds3_gather_for_generation", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
         "fp16_full_eval", "fp16_backend", "fp16_opt_level", "gradient_checkpointing_kwargs", "half_precision_backend", "jit_mode_eval",
-        "ignore_bias_buffers", "keep_end", "liger_kernel_config", "local_rollout_forward_batch_size", "low_cpu_mem_usage",
+        "ignore_bias_buffers", "liger_kernel_config", "local_rollout_forward_batch_size", "low_cpu_mem_usage",
         "pad_to_multiple_of", "precompute_ref_batch_size", "preprocessing_num_workers", "ref_adapter_name", "model_adapter_name",
         "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps", "torchdynamo",
         "use_cache", "use_ipex", "use_liger_kernel", "use_liger_loss", "use_logits_to_keep", "use_mps_device", "use_num_logits_to_keep",
