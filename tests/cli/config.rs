@@ -195,7 +195,8 @@ fn what_trl_knows() {
 #[test]
 fn a_file_names_a_program_only_where_it_may() {
     let fixture = Fixture::new();
-    let reward = "reward_command: \"sed -u 's/.*/1.0/'\"\nresponse_length: 2\nnum_generations: 2\n";
+    // The reward is the length of what it is asked.
+    let reward = "reward_command: 'while read -r asked; do echo ${#asked}; done'\nresponse_length: 8\nnum_generations: 2\n";
     let path = fixture.write("config.yaml", reward);
     let run = fixture.run("rloo", "out", &format!("--config {path}"));
     run.fails(&["config.yaml: field `reward_command`", "only with --allow-commands"]);
