@@ -5,7 +5,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::one_line;
-use crate::nn::Weights;
+use crate::nn::{ParamTable, Weights};
 use crate::{DType, Element, Error, Real, Result};
 
 /// Values that are looked at by one thread at a time.
@@ -48,7 +48,19 @@ pub fn check_weights<T: Element>(weights: &Weights<T>, dtype: DType) -> Result<(
         Some(values) => std::borrow::Cow::Borrowed(values),
         None => std::borrow::Cow::Owned(arena.to_vec()?),
     };
-    for param in weights.table().params() {
+    check_values(weights.table(), &values, dtype)
+}
+
+/// [`check_weights`] of values that are on the host.
+///
+/// # Errors
+/// As [`check_weights`].
+pub(super) fn check_values<T: Element>(
+    table: &ParamTable,
+    values: &[T],
+    dtype: DType,
+) -> Result<()> {
+    for param in table.params() {
         let Some((_, value)) = first_bad(&values[param.range.clone()], dtype) else { continue };
         let name = &param.name;
         return Err(Error::NonFinite(match value.is_finite() {

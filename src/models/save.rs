@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::torch_name;
 use super::fields::open_regular;
-use super::finite::check_weights;
+use super::finite::check_values;
 use super::folder::{CONFIG, Head, ModelFolder, write_json};
 use super::load::{INDEX, SINGLE};
 use super::write::{NamedTensor, sync_folder, write_atomically, write_tensors};
@@ -66,15 +66,15 @@ pub fn save<T: Element>(
 ) -> Result<()> {
     let dest = dest.as_ref();
     let dtype = options.dtype.unwrap_or(source.dtype);
-    check_weights(weights, dtype)?;
-    fs::create_dir_all(dest).map_err(|e| Error::io(dest, e))?;
-    if dest.canonicalize().ok() != source.path.canonicalize().ok() {
-        copy_companions(source, dest)?;
-    }
     let arena = match weights.arena().as_slice() {
         Some(arena) => Cow::Borrowed(arena),
         None => Cow::Owned(weights.arena().to_vec()?),
     };
+    check_values(weights.table(), &arena, dtype)?;
+    fs::create_dir_all(dest).map_err(|e| Error::io(dest, e))?;
+    if dest.canonicalize().ok() != source.path.canonicalize().ok() {
+        copy_companions(source, dest)?;
+    }
     let params = weights.table().params().iter().filter(|p| (options.include)(&p.name));
     let mut tensors: Vec<_> = params
         .map(|p| NamedTensor {

@@ -186,11 +186,16 @@ impl Fixture {
     }
 }
 
+/// How often the end of a run waits: to find weights that are not finite, and to save them.
+const AT_THE_END: usize = 2;
+
 /// Asserts that a run of `steps` steps waited once for each of its `lines`, which needed no copy that
-/// is waited for on its own, and once to save; and that it copied nothing to the host but then. Gives
+/// is waited for on its own, and at the end to save; and that it copied nothing to the host but then. Gives
 /// how often it had waited before its first step.
 fn assert_waits(name: &str, moments: &[Moment], steps: usize, lines: usize) -> usize {
     let (_, before, _) = moments[0];
+    // A reference that follows is looked at too.
+    let at_the_end = AT_THE_END + usize::from(name.contains("following"));
     for pair in moments.windows(2) {
         let [(_, waits, downloads), (at, waits_after, downloads_after)] = [pair[0], pair[1]];
         let (waited, copied) = (waits_after - waits, downloads_after - downloads);
@@ -198,14 +203,14 @@ fn assert_waits(name: &str, moments: &[Moment], steps: usize, lines: usize) -> u
             At::Start => panic!("{name}: a second start"),
             At::Step(_) => assert_eq!((waited, copied), (0, 0), "{name}: {at:?} of {moments:?}"),
             At::Line => assert_eq!((waited, copied), (1, 0), "{name}: {moments:?}"),
-            At::End => assert!(waited == 1 && copied > 0, "{name}: {moments:?}"),
+            At::End => assert!(waited == at_the_end && copied > 0, "{name}: {moments:?}"),
         }
     }
     let count = |is: fn(&At) -> bool| moments.iter().filter(|(at, ..)| is(at)).count();
     assert_eq!(count(|at| matches!(at, At::Step(_))), steps, "{name}");
     assert_eq!(count(|at| *at == At::Line), lines, "{name}");
     let (_, waits, _) = moments[moments.len() - 1];
-    assert_eq!(waits, before + lines + 1, "{name}");
+    assert_eq!(waits, before + lines + at_the_end, "{name}");
     before
 }
 
@@ -245,7 +250,7 @@ fn fifty_steps_wait_once() {
     });
     let waits: Vec<usize> = moments.iter().map(|&(_, waits, _)| waits).collect();
     let mut want = vec![0; 50];
-    want.extend([1, 1, 2, 3]);
+    want.extend([1, 1, 2, 2 + AT_THE_END]);
     assert_eq!(waits, want, "at the start, after 51 steps, a line, and the end");
 }
 
