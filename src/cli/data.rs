@@ -9,8 +9,8 @@ use serde_json::{Value as Json, json};
 
 use super::args::{PartLimits, TruncationName, truth};
 use super::rows::DataArgs;
-use crate::data::inspect::{Inspected, Lines, Sequence, Summary, Use, inspect};
-use crate::data::{Limits, Row, Skipped, Table, Tokenizer};
+use crate::data::inspect::{Inspected, Sequence, Summary, Use, inspect};
+use crate::data::{Limits, Lines, Row, Skipped, Table, Tokenizer};
 use crate::{Error, Result};
 
 /// Look at data files as a training sees them.
@@ -252,7 +252,7 @@ impl Page<'_> {
                 });
                 (name.clone(), value)
             });
-            let lines = |lines: &Lines| json!({ "rows": lines.rows, "lines": lines.first });
+            let lines = |lines: &Lines| json!({ "rows": lines.rows, "lines": lines.lines });
             all["file"] = json!({
                 "rows": s.rows,
                 "columns": self.table.format.fields(),
@@ -292,8 +292,8 @@ fn runs(sequence: &Sequence) -> Vec<(Use, usize, usize)> {
 }
 
 fn list(lines: &Lines) -> String {
-    let mut text = lines.first.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-    if lines.rows > lines.first.len() {
+    let mut text = lines.lines.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    if lines.rows > lines.lines.len() {
         text += " and more";
     }
     text

@@ -88,18 +88,26 @@ pub struct Options {
     pub read: ReadOptions,
 }
 
-/// Examples of which truncation, or the tokenizer itself, left no completion.
+/// Rows or examples that have something in common: how many, and where the first few are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dropped {
+pub struct Lines {
     /// How many.
     pub rows: usize,
-    /// The lines of the first [`Dropped::SHOWN`].
+    /// The lines of the first [`Lines::SHOWN`].
     pub lines: Vec<usize>,
 }
 
-impl Dropped {
+impl Lines {
     /// How many lines are kept.
     pub const SHOWN: usize = 8;
+
+    /// Counts one more.
+    pub(super) fn add(&mut self, line: usize) {
+        self.rows += 1;
+        if self.lines.len() < Self::SHOWN {
+            self.lines.push(line);
+        }
+    }
 }
 
 struct Entry<T: Item> {
@@ -114,7 +122,7 @@ pub struct Dataset<T: Item> {
     tokenizer: Arc<Tokenizer>,
     limits: Limits,
     entries: Vec<Entry<T>>,
-    dropped: Dropped,
+    dropped: Lines,
     skipped: Skipped,
     unread: Vec<String>,
 }
@@ -178,16 +186,11 @@ impl<T: Item> Dataset<T> {
                 Ok((line, Some(Entry { line, text, made })))
             })
             .collect::<Result<_>>()?;
-        let (mut entries, mut dropped) = (Vec::with_capacity(checked.len()), Dropped::default());
+        let (mut entries, mut dropped) = (Vec::with_capacity(checked.len()), Lines::default());
         for (line, entry) in checked {
             match entry {
                 Some(entry) => entries.push(entry),
-                None => {
-                    dropped.rows += 1;
-                    if dropped.lines.len() < Dropped::SHOWN {
-                        dropped.lines.push(line);
-                    }
-                }
+                None => dropped.add(line),
             }
         }
         if entries.is_empty() {
@@ -221,8 +224,8 @@ impl<T: Item> Dataset<T> {
         &self.tokenizer
     }
 
-    /// What was dropped: to be said to the user.
-    pub fn dropped(&self) -> &Dropped {
+    /// Examples of which truncation, or the tokenizer itself, left no completion: to be said to the user.
+    pub fn dropped(&self) -> &Lines {
         &self.dropped
     }
 

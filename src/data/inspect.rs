@@ -1,11 +1,11 @@
 //! Rows as a training sees them, and what is remarkable about a whole file.
 
-use std::collections::HashMap;
-use std::fmt::Write;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::HashSet;
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
+use super::dataset::Lines;
 use super::examples::{Example, Limits, Truncation};
 use super::formats::{ExampleText, Record};
 use super::table::{Row, Table};
@@ -203,27 +203,6 @@ impl Lengths {
     }
 }
 
-/// Rows that have something in common: how many, and the lines of the first few.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lines {
-    /// How many.
-    pub rows: usize,
-    /// The lines of the first [`Lines::SHOWN`].
-    pub first: Vec<usize>,
-}
-
-impl Lines {
-    /// How many lines are kept.
-    pub const SHOWN: usize = 8;
-
-    fn add(&mut self, line: usize) {
-        self.rows += 1;
-        if self.first.len() < Self::SHOWN {
-            self.first.push(line);
-        }
-    }
-}
-
 /// How the answers of pairs differ in length: a preference for length is learnt first.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LengthBias {
@@ -295,7 +274,7 @@ impl Summary {
             Some((_, all)) => all.push(tokens),
             None => lengths.push((name.into(), vec![tokens])),
         };
-        let (mut earlier, mut difference) = (HashMap::new(), 0);
+        let (mut earlier, mut difference) = (HashSet::new(), 0);
         for (row, seen) in table.rows.iter().zip(&inspected) {
             let Row { line, record } = row;
             let cut = seen.sequences.iter().any(|sequence| sequence.count(Use::Cut) > 0);
@@ -308,7 +287,8 @@ impl Summary {
                 summary.learnt +=
                     seen.sequences.iter().map(|s| s.count(Use::Learnt)).sum::<usize>();
             }
-            if earlier.insert(hash(record), ()).is_some() {
+            // Every field of a record is in what it prints.
+            if !earlier.insert(Sha256::digest(format!("{record:?}"))) {
                 summary.repeated.add(*line);
             }
             for (i, sequence) in seen.sequences.iter().enumerate() {
@@ -345,21 +325,4 @@ impl Summary {
         summary.lengths = lengths.collect();
         Ok(summary)
     }
-}
-
-/// Equal records have equal hashes; others, in practice, never.
-fn hash(record: &Record) -> (u64, u64) {
-    struct Into([DefaultHasher; 2]);
-    impl Write for Into {
-        fn write_str(&mut self, part: &str) -> std::fmt::Result {
-            self.0.iter_mut().for_each(|hasher| hasher.write(part.as_bytes()));
-            Ok(())
-        }
-    }
-    let mut into = Into([DefaultHasher::new(), DefaultHasher::new()]);
-    1.hash(&mut into.0[1]);
-    // Every field of a record is in what it prints.
-    let _ = write!(into, "{record:?}");
-    let [a, b] = into.0;
-    (a.finish(), b.finish())
 }

@@ -56,7 +56,7 @@ pub mod tokenizer;
 
 pub use candidates::{Candidates, CandidatesText};
 pub use chat::{Chat, ChatTemplate};
-pub use dataset::{Dataset, Dropped, Item, Options};
+pub use dataset::{Dataset, Item, Lines, Options};
 pub use examples::{Example, Limits, Pair, Prompt, Side, Truncation, Unpaired};
 pub use formats::{Format, Record};
 pub use preferences::{Preference, Ranked, Response};
