@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::lora::LoraArgs;
 use super::rows::DataArgs;
 use super::splits::SplitArgs;
 use super::when::WhenArgs;
@@ -254,6 +255,8 @@ pub struct TrainArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub when: WhenArgs,
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Seeds every generator
     #[arg(long, default_value_t = 42, value_name = "N")]
     pub seed: u64,

@@ -13,7 +13,8 @@ use crate::{Error, Result};
 
 /// Settings that may be others when a run goes on: they decide how long it is, what is saved and said, and
 /// where it computes.
-const MAY_CHANGE: [&str; 27] = [
+const MAY_CHANGE: [&str; 28] = [
+    "merge",
     "output_dir",
     "dataset_test_split",
     "eval_dataset",
@@ -75,8 +76,9 @@ pub fn decides(given: &Given, config: &TrainConfig) -> Result<BTreeMap<String, S
 
 /// The files of a model's folder that decide what it computes.
 fn counts(name: &str) -> bool {
-    const NAMES: [&str; 8] = [
+    const NAMES: [&str; 9] = [
         "config.json",
+        "adapter_config.json",
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -125,8 +125,7 @@ fn run_in<T: Element<Stat = f32>>(mut run: Run, args: &RolloutArgs, with: OnPoli
     };
     let in_pairs = with.algorithm.together() == 2;
     let mut reward = args.reward.open(&run.config.model, batch_size, in_pairs, &run.device)?;
-    let (decoder, full) = run.model()?;
-    let (weights, master) = split::<T>(full)?;
+    let start = run.start::<T>(with.algorithm.needs_reference())?;
     let critic = match with.algorithm.critic() {
         Some(_) => {
             let start = with.value_model.as_deref().or(args.reward.model());
@@ -148,10 +147,10 @@ fn run_in<T: Element<Stat = f32>>(mut run: Run, args: &RolloutArgs, with: OnPoli
     run.claim_output_dir()?;
     let options = TokenLogprobsOptions { temperature: args.temperature, ..Default::default() };
     let policy = Policy {
-        decoder,
+        decoder: start.decoder,
         head: LmHead { options, ..LmHead::of(&run.device) },
-        reference: with.algorithm.needs_reference().then(|| weights.try_clone()).transpose()?,
-        weights,
+        reference: start.reference,
+        weights: start.weights,
         checkpointing: run.config.gradient_checkpointing,
         device: run.device.clone(),
     };
@@ -163,7 +162,7 @@ fn run_in<T: Element<Stat = f32>>(mut run: Run, args: &RolloutArgs, with: OnPoli
             config,
             folder: &folder,
             policy,
-            master,
+            master: start.master,
             sampler: Sampler { rollout: &rollout, tokenizer: &tokenizer, reward: &mut *reward },
             prompts: &prompts,
             evaluation: held_out,

@@ -8,7 +8,14 @@ use super::yaml;
 use crate::{Error, Result};
 
 /// Settings that are lists: on the command line several words, in ours one with commas.
-const LISTS: [&str; 2] = ["loss-type", "loss-weights"];
+const LISTS: [&str; 6] = [
+    "loss-type",
+    "loss-weights",
+    "lora-target-modules",
+    "lora-exclude-modules",
+    "lora-modules-to-save",
+    "lora-layers",
+];
 
 /// What was given beside the flags themselves.
 #[derive(Default)]

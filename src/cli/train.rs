@@ -7,6 +7,7 @@ use half::bf16;
 
 use super::args::{PartLimits, TrainArgs};
 use super::claim::claim;
+use super::lora::{Adapters, Reference};
 use super::progress::Progress;
 use super::sample::sample;
 use super::yaml::Given;
@@ -14,8 +15,9 @@ use crate::data::{Dataset, Item, Limits, Options, Pair, ReadOptions, Tokenizer};
 use crate::device::peak::Peak;
 use crate::device::profile;
 use crate::generate::{GenerateOptions, Sampling};
-use crate::models::{ModelFolder, ScoreInit};
+use crate::models::{Adapted, Head, ModelFolder, ScoreInit, read_adapter};
 use crate::nn::{Decoder, LmHead, Weights};
+use crate::ops::elementwise;
 use crate::rng::Rng;
 use crate::train::{Method, Observer, Outcome, Policy, TrainConfig, Trainer};
 use crate::{DType, Device, Element, Error, Result};
@@ -48,6 +50,20 @@ pub struct Run<'a> {
     progress: Progress,
     /// What is trained has a score for a head, which begins so where the model has none.
     score: Option<ScoreInit>,
+    /// What is trained are adapters on the model.
+    adapters: Option<Adapters>,
+}
+
+/// A model to train.
+pub struct Start<T: Element> {
+    /// The structure.
+    pub decoder: Decoder,
+    /// What it computes with.
+    pub weights: Weights<T>,
+    /// The trained weights in full, where those are others.
+    pub master: Option<Weights<f32>>,
+    /// The reference's weights, where there is to be one.
+    pub reference: Option<Weights<T>>,
 }
 
 impl<'a> Run<'a> {
@@ -56,6 +72,15 @@ impl<'a> Run<'a> {
         let (device, dtype) = args.model.machine.open()?;
         let mut config = args.config(&given.command, &device)?;
         let mut folder = ModelFolder::open(&config.model)?;
+        if let Some(merge) = &folder.merge {
+            let message = "expected a model, got adapters: train on with --model of their base and \
+                           --adapter of this folder, or write the whole model with `collimate merge`";
+            return Err(Error::file(&merge.folder, message));
+        }
+        let adapters = args.lora.adapters()?;
+        if let Some(adapters) = &adapters {
+            folder = folder.adapted(adapters.config.clone());
+        }
         let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
         let read = args.data.read(&config.model)?;
         if let Some(text) = read.chat.as_ref().map(|chat| chat.given()).transpose()?.flatten() {
@@ -80,6 +105,7 @@ impl<'a> Run<'a> {
             parts: PartLimits::default(),
             progress,
             score: None,
+            adapters,
         })
     }
 
@@ -212,15 +238,14 @@ impl<'a> Run<'a> {
         method: &dyn Method,
         evaluation: Option<&dyn Method>,
     ) -> Result<()> {
-        let (decoder, full) = self.model()?;
+        let start = self.start::<T>(method.needs_reference())?;
         self.claim_output_dir()?;
-        let (weights, master) = split::<T>(full)?;
-        let reference = method.needs_reference().then(|| weights.try_clone()).transpose()?;
+        let master = start.master;
         let policy = Policy {
-            decoder,
+            decoder: start.decoder,
             head: LmHead::of(&self.device),
-            weights,
-            reference,
+            weights: start.weights,
+            reference: start.reference,
             checkpointing: self.config.gradient_checkpointing,
             device: self.device.clone(),
         };
@@ -256,14 +281,59 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The model to train, with the head that it is to have.
-    pub fn model(&self) -> Result<(Decoder, Weights<f32>)> {
-        if let Some(init) = self.score {
-            let scorer = ModelFolder::open(&self.config.model)?.load_scorer(init, &self.device)?;
-            return Ok((scorer.decoder, scorer.weights));
+    /// The model to train, with the head that it is to have, and its reference where there is to be one.
+    pub fn start<T: Element>(&mut self, needs_reference: bool) -> Result<Start<T>> {
+        let mut start = match &self.adapters {
+            Some(adapters) => self.adapted::<T>(adapters)?,
+            None => self.whole::<T>()?,
+        };
+        if needs_reference {
+            let mut reference = start.weights.try_clone()?;
+            if let Some(other) = self.adapters.as_ref().and_then(|a| a.reference.as_ref()) {
+                take_reference(other, &mut reference)?;
+            }
+            start.reference = Some(reference);
         }
-        let (decoder, table) = Decoder::new(self.folder.config.clone())?;
-        Ok((decoder, self.folder.load_weights(&table, &self.device)?))
+        if self.adapters.is_some() {
+            let table = start.weights.table();
+            let trained: usize = table.trained().map(|p| p.range.len()).sum();
+            self.note(&format!(
+                "adapters: {trained} of {} parameters are trained ({:.2}%)",
+                table.parameters(),
+                100.0 * trained as f64 / table.parameters() as f64
+            ));
+        }
+        Ok(start)
+    }
+
+    fn whole<T: Element>(&self) -> Result<Start<T>> {
+        let (decoder, full) = match self.score {
+            Some(init) => {
+                let folder = ModelFolder::open(&self.config.model)?;
+                let scorer = folder.load_scorer(init, &self.device)?;
+                (scorer.decoder, scorer.weights)
+            }
+            None => {
+                let (decoder, table) = Decoder::new(self.folder.config.clone())?;
+                (decoder, self.folder.load_weights(&table, &self.device)?)
+            }
+        };
+        let (weights, master) = split::<T>(full)?;
+        Ok(Start { decoder, weights, master, reference: None })
+    }
+
+    fn adapted<T: Element>(&self, adapters: &Adapters) -> Result<Start<T>> {
+        let config = self.folder.config.clone();
+        let (structure, head) = match self.score {
+            Some(_) => (Decoder::scoring(config)?.0, Head::Score),
+            None => (Decoder::new(config)?.0, Head::Language),
+        };
+        adapters.check_head(head)?;
+        let (from, seed) = (adapters.from.as_deref(), self.config.seed);
+        let Adapted { decoder, frozen, trained } =
+            self.folder.load_adapted::<T>(structure, &adapters.config, from, seed, &self.device)?;
+        let (weights, master) = split::<T>(trained)?;
+        Ok(Start { decoder, weights: weights.with_frozen(frozen)?, master, reference: None })
     }
 
     /// Makes the output directory this run's own.
@@ -272,6 +342,16 @@ impl<'a> Run<'a> {
         changes.iter().for_each(|change| self.note(change));
         Ok(())
     }
+}
+
+/// Gives a reference adapters of its own, or none.
+fn take_reference<T: Element>(other: &Reference, reference: &mut Weights<T>) -> Result<()> {
+    let mut own = Weights::<f32>::zeros(&Device::Cpu, reference.table())?;
+    if let Reference::Folder(folder) = other {
+        read_adapter(folder, &mut own)?;
+    }
+    let own = own.to_device(&reference.arena().device())?;
+    elementwise::cast(own.arena().view(), reference.arena_mut().view_mut())
 }
 
 /// The weights that a model computes with, and those in full where they are others.

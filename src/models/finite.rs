@@ -60,7 +60,7 @@ pub(super) fn check_values<T: Element>(
     values: &[T],
     dtype: DType,
 ) -> Result<()> {
-    for param in table.params() {
+    for param in table.trained() {
         let Some((_, value)) = first_bad(&values[param.range.clone()], dtype) else { continue };
         let name = &param.name;
         return Err(Error::NonFinite(match value.is_finite() {

@@ -7,11 +7,13 @@ use serde_json::{Map, Value};
 
 use super::config::{self, SpecialTokens};
 use super::fields::{Fields, describe, parse_object, read_text};
-use super::load::{Allow, Shards};
+use super::adapter::Merge;
+use super::load::{Allow, HEAD, Shards};
+use super::lora::LoraConfig;
 use super::write::write_atomically;
 use super::{Architecture, one_line};
 use crate::nn::{DecoderConfig, ParamTable, Weights};
-use crate::{DType, Device, Element, Error, Result};
+use crate::{DType, Device, Element, Error, Result, Tensor};
 
 pub const CONFIG: &str = "config.json";
 const MAX_CONFIG: u64 = 1 << 20;
@@ -54,12 +56,22 @@ pub struct ModelFolder {
     pub(super) text: String,
     /// Files that are saved with the model in the place of the folder's own.
     pub(super) companions: Vec<(&'static str, String)>,
+    /// The adapters that are trained on it: they are saved, and not the model.
+    pub adapters: Option<Arc<LoraConfig>>,
+    /// The adapters that are merged into it when it is read.
+    pub merge: Option<Merge>,
 }
 
 impl ModelFolder {
-    /// Reads config.json and the headers of the weight files.
+    /// Reads config.json and the headers of the weight files. A folder of adapters stands for its base model
+    /// with the adapters merged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if let Some((base, head, merge)) = Merge::of(path)? {
+            let base = Self::open(&base)?;
+            let base = if base.head == head { base } else { base.with_head(head)? };
+            return Ok(ModelFolder { merge: Some(merge), ..base });
+        }
         let mut folder = Self::read_config(path)?;
         folder.dtype = Shards::open(path)?.dtype();
         Ok(folder)
@@ -87,6 +99,11 @@ impl ModelFolder {
         self
     }
 
+    /// This model as the base of adapters, which are what is trained and saved, in float32.
+    pub fn adapted(self, config: LoraConfig) -> Self {
+        ModelFolder { adapters: Some(Arc::new(config)), dtype: DType::F32, ..self }
+    }
+
     fn read_config(path: &Path) -> Result<Self> {
         let file = path.join(CONFIG);
         let text = read_text(&file, MAX_CONFIG)?;
@@ -96,7 +113,19 @@ impl ModelFolder {
         let head = head(&fields, architecture)?;
         let dtype = DType::F32;
         let (path, companions) = (path.into(), Vec::new());
-        Ok(ModelFolder { path, architecture, config, head, dtype, json, text, companions })
+        let (adapters, merge) = (None, None);
+        Ok(ModelFolder {
+            path,
+            architecture,
+            config,
+            head,
+            dtype,
+            json,
+            text,
+            companions,
+            adapters,
+            merge,
+        })
     }
 
     /// Reads the weights by name. Files and table must hold the same tensors in the same shapes;
@@ -117,7 +146,43 @@ impl ModelFolder {
         device: &Device,
         allow: Allow,
     ) -> Result<Weights<T>> {
-        Shards::open(&self.path)?.load(&self.path, self.config.tied, table, device, allow)
+        let shards = Shards::open(&self.path)?;
+        let tied = self.config.tied;
+        let Some(merge) = &self.merge else {
+            return shards.load(&self.path, tied, table, device, allow);
+        };
+        let scoring = self.head == Head::Score;
+        let missing = |name: &str| (allow.missing)(name) || scoring && merge.brings(name);
+        let extra = |name: &str| (allow.extra)(name) || scoring && name == HEAD;
+        let base = Allow { missing: &missing, extra: &extra };
+        let mut weights = shards.load(&self.path, tied, table, &Device::Cpu, base)?;
+        merge.apply(&mut weights)?;
+        match device {
+            Device::Cpu => Ok(weights),
+            _ => weights.to_device(device),
+        }
+    }
+
+    /// [`ModelFolder::load_weights_allowing`] of the trained parameters alone.
+    pub fn load_trained<T: Element>(
+        &self,
+        table: &Arc<ParamTable>,
+        device: &Device,
+        allow: Allow,
+    ) -> Result<Weights<T>> {
+        let shards = Shards::open(&self.path)?;
+        shards.load(&self.path, self.config.tied, table, device, allow)
+    }
+
+    /// [`ModelFolder::load_weights_allowing`] of the frozen parameters alone.
+    pub(super) fn load_frozen<T: Element>(
+        &self,
+        table: &ParamTable,
+        device: &Device,
+        allow: Allow,
+    ) -> Result<Arc<Tensor<T>>> {
+        let shards = Shards::open(&self.path)?;
+        Ok(Arc::new(shards.load_frozen(&self.path, self.config.tied, table, device, allow)?))
     }
 }
 

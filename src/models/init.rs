@@ -19,7 +19,7 @@ pub fn init_weights<T: Element>(
     device: &Device,
 ) -> Result<Weights<T>> {
     let mut arena = vec![T::default(); table.arena_len()];
-    for param in table.params() {
+    for param in table.trained() {
         let values = &mut arena[param.range.clone()];
         if !param.vector {
             fill_normal(seed, &param.name, STD, values);
@@ -48,6 +48,12 @@ pub fn fill_normal<T: Element>(seed: u64, name: &str, deviation: f64, out: &mut 
             }
         }
     });
+}
+
+/// Fills a parameter with values uniform within `bound` of 0; the name chooses the stream of random numbers.
+pub fn fill_uniform<T: Element>(seed: u64, name: &str, bound: f64, out: &mut [T]) {
+    let mut rng = Rng::new(seed, stream(name));
+    out.fill_with(|| T::from_stat(T::Stat::of(bound * (2.0 * rng.uniform() - 1.0))));
 }
 
 /// FNV-1a.

@@ -9,7 +9,7 @@ use super::finite::check_read;
 use super::one_line;
 use super::safetensors::{TensorFile, TensorInfo};
 use crate::nn::{ParamInfo, ParamTable, Weights};
-use crate::{DType, Device, Element, Error, Result};
+use crate::{DType, Device, Element, Error, Result, Tensor};
 
 pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -96,8 +96,8 @@ impl Shards {
         widest.max_by_key(|d| (d.size(), *d == DType::BF16)).unwrap_or(DType::F32)
     }
 
-    /// Fills a fresh arena. Everything is compared before memory is asked for, so the arena is
-    /// never larger than what the files hold (and what `allow` lets be missing).
+    /// Fills a fresh arena of the trained parameters. Everything is compared before memory is asked for, so
+    /// an arena is never larger than what the files hold (and what `allow` lets be missing).
     pub fn load<T: Element>(
         &self,
         folder: &Path,
@@ -108,10 +108,28 @@ impl Shards {
     ) -> Result<Weights<T>> {
         let plan = self.plan(folder, tied, table, allow)?;
         let mut weights = Weights::zeros(&Device::Cpu, table)?;
-        plan.fill(weights.arena_mut().as_mut_slice().unwrap_or_default())?;
+        plan.fill(weights.arena_mut().as_mut_slice().unwrap_or_default(), false)?;
         match device {
             Device::Cpu => Ok(weights),
             _ => weights.to_device(device),
+        }
+    }
+
+    /// [`Shards::load`] of the frozen parameters.
+    pub fn load_frozen<T: Element>(
+        &self,
+        folder: &Path,
+        tied: bool,
+        table: &ParamTable,
+        device: &Device,
+        allow: Allow,
+    ) -> Result<Tensor<T>> {
+        let plan = self.plan(folder, tied, table, allow)?;
+        let mut frozen = Tensor::zeros(&Device::Cpu, table.frozen_len(), 1)?;
+        plan.fill(frozen.as_mut_slice().unwrap_or_default(), true)?;
+        match device {
+            Device::Cpu => Ok(frozen),
+            _ => frozen.to_device(device),
         }
     }
 
@@ -207,13 +225,17 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn fill<T: Element>(&self, arena: &mut [T]) -> Result<()> {
-        for (file, tensor, param) in &self.reads {
+    /// Reads the parameters of an arena: the frozen ones, or those that are trained.
+    fn fill<T: Element>(&self, arena: &mut [T], frozen: bool) -> Result<()> {
+        for (file, tensor, param) in self.reads.iter().filter(|(.., p)| p.frozen == frozen) {
             let values = &mut arena[param.range.clone()];
             file.read_range(tensor, 0, values)?;
             check_read(file.path(), &tensor.name, values)?;
         }
-        let Some((file, tensor, param)) = self.tied_head else { return Ok(()) };
+        let Some((file, tensor, param)) = self.tied_head.filter(|(.., p)| p.frozen == frozen)
+        else {
+            return Ok(());
+        };
         const CHUNK: usize = 1 << 20;
         let mut buffer = vec![T::default(); param.range.len().min(CHUNK)];
         for (i, embedding) in arena[param.range.clone()].chunks(CHUNK).enumerate() {

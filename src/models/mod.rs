@@ -4,6 +4,7 @@
 //! family with the weight names of Hugging Face, so the decoder's
 //! [`ParamTable`](crate::nn::ParamTable) says what the files must hold, and loading is by name.
 
+mod adapter;
 mod config;
 mod fields;
 mod finite;
@@ -12,6 +13,7 @@ mod generation;
 mod init;
 mod llama;
 mod load;
+mod lora;
 mod mistral;
 mod qwen2;
 mod qwen3;
@@ -20,11 +22,13 @@ mod save;
 mod scoring;
 mod write;
 
+pub use adapter::{ADAPTER, Adapted, Merge, read_adapter};
 pub use config::SpecialTokens;
 pub use finite::check_weights;
 pub use folder::{Head, ModelFolder};
 pub use init::{fill_normal, init_weights};
 pub use load::Allow;
+pub use lora::{ADAPTER_CONFIG, Bias, LoraConfig, Targets};
 pub use safetensors::{TensorFile, TensorInfo};
 pub use save::{SaveOptions, save};
 pub use scoring::ScoreInit;

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::adapter::save_adapter;
 use super::config::torch_name;
 use super::fields::open_regular;
 use super::finite::check_values;
@@ -51,7 +52,8 @@ impl Default for SaveOptions<'_> {
 }
 
 /// Saves a model in `dest`: the tokenizer files of `source`, the weights, and last the config.json
-/// of `source`, to the letter where neither type nor head have changed.
+/// of `source`, to the letter where neither type nor head have changed; of a model with
+/// [adapters](ModelFolder::adapters) these alone, as PEFT does.
 ///
 /// Every file is written aside and renamed. `dest` may be the folder of `source`.
 ///
@@ -66,6 +68,11 @@ pub fn save<T: Element>(
 ) -> Result<()> {
     let dest = dest.as_ref();
     let dtype = options.dtype.unwrap_or(source.dtype);
+    if let Some(config) = &source.adapters {
+        fs::create_dir_all(dest).map_err(|e| Error::io(dest, e))?;
+        copy_companions(source, dest)?;
+        return save_adapter(dest, (config, &source.path), source.head, weights, dtype);
+    }
     let arena = match weights.arena().as_slice() {
         Some(arena) => Cow::Borrowed(arena),
         None => Cow::Owned(weights.arena().to_vec()?),
@@ -75,7 +82,7 @@ pub fn save<T: Element>(
     if dest.canonicalize().ok() != source.path.canonicalize().ok() {
         copy_companions(source, dest)?;
     }
-    let params = weights.table().params().iter().filter(|p| (options.include)(&p.name));
+    let params = weights.table().trained().filter(|p| (options.include)(&p.name));
     let mut tensors: Vec<_> = params
         .map(|p| NamedTensor {
             name: &p.name,
@@ -163,7 +170,9 @@ fn copy_companions(source: &ModelFolder, dest: &Path) -> Result<()> {
     }
     let changed = |name: &str| source.companions.iter().any(|(changed, _)| *changed == name);
     for name in COMPANIONS.into_iter().filter(|name| !changed(name)) {
-        let from = source.path.join(name);
+        let beside = source.merge.iter().map(|merge| merge.folder.join(name));
+        let from = beside.into_iter().find(|path| path.exists());
+        let from = from.unwrap_or_else(|| source.path.join(name));
         if fs::metadata(&from).is_ok_and(|m| m.is_file()) {
             let mut file = open_regular(&from)?;
             write_atomically(dest.join(name), |mut out| {

@@ -45,6 +45,16 @@ impl ModelFolder {
         Ok(Scorer { decoder, weights })
     }
 
+    /// This folder with another head: the class in config.json.
+    pub(super) fn with_head(mut self, head: Head) -> Result<ModelFolder> {
+        if let Some(json) = changed_config(&self, self.dtype, head) {
+            self.json = json;
+        }
+        self.head = head;
+        self.text = super::folder::json_text(&self.path.join(CONFIG), &self.json)?;
+        Ok(self)
+    }
+
     /// This folder as the one that a reward model is saved from: the class in config.json, and a pad
     /// token, by id and name.
     ///
@@ -54,11 +64,7 @@ impl ModelFolder {
     /// # Errors
     /// [`Error::File`](crate::Error::File) where a file of the tokenizer is no JSON object.
     pub fn scoring(&self, pad: Option<(i32, &str)>) -> Result<ModelFolder> {
-        let mut folder = self.clone();
-        if let Some(json) = changed_config(self, self.dtype, Head::Score) {
-            folder.json = json;
-        }
-        folder.head = Head::Score;
+        let mut folder = self.clone().with_head(Head::Score)?;
         folder.json.insert("pad_token_id".into(), json!(pad.map(|(id, _)| id)));
         folder.text = super::folder::json_text(&self.path.join(CONFIG), &folder.json)?;
         let Some((_, name)) = pad else { return Ok(folder) };

@@ -1,5 +1,9 @@
 use super::decoder::{Batch, KvLayer};
-use super::{DecoderConfig, ParamId, ParamTable, Weights, linear};
+use super::lora::Lora;
+use super::norm::{self, norm};
+use super::projection::Projection;
+use super::{DecoderConfig, ParamId, ParamTable, Weights};
+use crate::device::matmul::Output;
 use crate::ops::attention::{self, Segments};
 use crate::ops::rope::{Direction, RopeTable, rope};
 use crate::ops::{Mode, elementwise, kv_cache, rmsnorm, swiglu};
@@ -9,14 +13,14 @@ use crate::{Element, Result, Tensor, View};
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     attention_norm: ParamId,
-    /// Query, key and value projections are adjacent: one product.
-    qkv: (ParamId, ParamId),
+    /// Queries, keys and values.
+    qkv: Projection,
     qkv_bias: Option<(ParamId, ParamId)>,
     qk_norm: Option<(ParamId, ParamId)>,
-    output: ParamId,
+    output: Projection,
     mlp_norm: ParamId,
-    gate_up: (ParamId, ParamId),
-    down: ParamId,
+    gate_up: Projection,
+    down: Projection,
 }
 
 /// What a block's forward leaves for its backward.
@@ -34,6 +38,23 @@ pub(super) struct SavedBlock<T: Element> {
     middle_normed: Tensor<T>,
     gate_up: Tensor<T>,
     activation: Tensor<T>,
+    low: SavedLow<T>,
+}
+
+/// What the adapters of each projection left.
+#[derive(Debug)]
+struct SavedLow<T: Element> {
+    qkv: Option<Tensor<T>>,
+    output: Option<Tensor<T>>,
+    gate_up: Option<Tensor<T>>,
+    down: Option<Tensor<T>>,
+}
+
+/// Queries, keys and values, with what led to them.
+struct Projected<T: Element> {
+    qkv: Tensor<T>,
+    qk: Option<SavedQkNorm<T>>,
+    low: Option<Tensor<T>>,
 }
 
 /// Queries and keys before their norm, and its statistics.
@@ -57,9 +78,13 @@ impl Block {
         let (h, d) = (config.hidden, config.head_dim);
         let (q, kv) = (config.heads * d, config.kv_heads * d);
         let attention_norm = table.vector(name("input_layernorm.weight"), h);
-        let first = table.matrix(name("self_attn.q_proj.weight"), q, h);
-        table.continued(name("self_attn.k_proj.weight"), kv, h);
-        let last = table.continued(name("self_attn.v_proj.weight"), kv, h);
+        let module = |part: &str, outputs: usize| (name(part), outputs);
+        let qkv = [
+            module("self_attn.q_proj", q),
+            module("self_attn.k_proj", kv),
+            module("self_attn.v_proj", kv),
+        ];
+        let qkv = Projection::new(table, h, &qkv);
         let qkv_bias = config.qkv_bias.then(|| {
             let first = table.vector(name("self_attn.q_proj.bias"), q);
             table.continued_vector(name("self_attn.k_proj.bias"), kv);
@@ -69,20 +94,27 @@ impl Block {
             let q = table.vector(name("self_attn.q_norm.weight"), d);
             (q, table.vector(name("self_attn.k_norm.weight"), d))
         });
-        let output = table.matrix(name("self_attn.o_proj.weight"), h, q);
+        let output = Projection::new(table, q, &[module("self_attn.o_proj", h)]);
         let mlp_norm = table.vector(name("post_attention_layernorm.weight"), h);
-        let gate = table.matrix(name("mlp.gate_proj.weight"), config.ff, h);
-        let up = table.continued(name("mlp.up_proj.weight"), config.ff, h);
-        let down = table.matrix(name("mlp.down_proj.weight"), h, config.ff);
+        let gate_up = [module("mlp.gate_proj", config.ff), module("mlp.up_proj", config.ff)];
+        let gate_up = Projection::new(table, h, &gate_up);
+        let down = Projection::new(table, config.ff, &[module("mlp.down_proj", h)]);
         Block {
             attention_norm,
-            qkv: (first, last),
+            qkv,
             qkv_bias,
             qk_norm,
             output,
             mlp_norm,
-            gate_up: (gate, up),
+            gate_up,
             down,
+        }
+    }
+
+    /// Gives adapters to the modules that are to have one.
+    pub(super) fn adapt(&mut self, table: &mut ParamTable, lora: &Lora) {
+        for projection in [&mut self.qkv, &mut self.output, &mut self.gate_up, &mut self.down] {
+            projection.adapt(table, lora);
         }
     }
 
@@ -98,7 +130,8 @@ impl Block {
         let rows = input.rows();
         let (input_normed, input_rstd) =
             norm(&input, weights, self.attention_norm, config.rms_eps)?;
-        let (qkv, qk) = self.project(config, weights, &batch.rope, &input_normed)?;
+        let Projected { qkv, qk, low: qkv_low } =
+            self.project(config, weights, &batch.rope, &input_normed)?;
         let mut attention = Tensor::to_fill(&device, rows, config.heads * config.head_dim)?;
         let mut lse = Tensor::to_fill(&device, rows, config.heads)?;
         attention::forward(
@@ -109,11 +142,12 @@ impl Block {
             lse.view_mut(),
         )?;
         let mut middle = input.try_clone()?;
-        linear::add(attention.view(), weights.get(self.output)?, middle.view_mut())?;
+        let output_low =
+            self.output.forward(weights, attention.view(), middle.view_mut(), Output::Add)?;
         let (middle_normed, middle_rstd) = norm(&middle, weights, self.mlp_norm, config.rms_eps)?;
-        let (gate_up, activation) = self.gate(config, weights, &middle_normed)?;
+        let (gate_up, activation, gate_up_low) = self.gate(config, weights, &middle_normed)?;
         let mut out = middle.try_clone()?;
-        linear::add(activation.view(), weights.get(self.down)?, out.view_mut())?;
+        let down_low = self.down.forward(weights, activation.view(), out.view_mut(), Output::Add)?;
         let saved = SavedBlock {
             input,
             input_rstd,
@@ -127,6 +161,12 @@ impl Block {
             middle_normed,
             gate_up,
             activation,
+            low: SavedLow {
+                qkv: qkv_low,
+                output: output_low,
+                gate_up: gate_up_low,
+                down: down_low,
+            },
         };
         Ok((out, saved))
     }
@@ -138,12 +178,12 @@ impl Block {
         weights: &Weights<T>,
         table: &RopeTable<T::Stat>,
         x: &Tensor<T>,
-    ) -> Result<(Tensor<T>, Option<SavedQkNorm<T>>)> {
+    ) -> Result<Projected<T>> {
         let device = x.device();
         let d = config.head_dim;
         let (q, kv) = (config.heads * d, config.kv_heads * d);
         let mut qkv = Tensor::to_fill(&device, x.rows(), q + 2 * kv)?;
-        linear::set(x.view(), weights.span(self.qkv.0, self.qkv.1)?, qkv.view_mut())?;
+        let low = self.qkv.forward(weights, x.view(), qkv.view_mut(), Output::Set)?;
         if let Some((first, last)) = self.qkv_bias {
             elementwise::add_bias(weights.span(first, last)?, qkv.view_mut())?;
         }
@@ -167,22 +207,22 @@ impl Block {
             saved = Some(SavedQkNorm { qk, q_rstd, k_rstd });
         }
         rope(qkv.view_mut().cols_range(0, q + kv)?, table, Direction::Forward)?;
-        Ok((qkv, saved))
+        Ok(Projected { qkv, qk: saved, low })
     }
 
-    /// `[T, 2F]` gate and up, and `[T, F]` silu(gate) * up.
+    /// `[T, 2F]` gate and up, `[T, F]` silu(gate) * up, and what the adapters left.
     fn gate<T: Element>(
         &self,
         config: &DecoderConfig,
         weights: &Weights<T>,
         x: &Tensor<T>,
-    ) -> Result<(Tensor<T>, Tensor<T>)> {
+    ) -> Result<(Tensor<T>, Tensor<T>, Option<Tensor<T>>)> {
         let device = x.device();
         let mut gate_up = Tensor::to_fill(&device, x.rows(), 2 * config.ff)?;
-        linear::set(x.view(), weights.span(self.gate_up.0, self.gate_up.1)?, gate_up.view_mut())?;
+        let low = self.gate_up.forward(weights, x.view(), gate_up.view_mut(), Output::Set)?;
         let mut activation = Tensor::to_fill(&device, x.rows(), config.ff)?;
         swiglu::forward(gate_up.view(), activation.view_mut())?;
-        Ok((gate_up, activation))
+        Ok((gate_up, activation, low))
     }
 
     /// Turns the gradient of the block's output, `dx`, into that of its input, and adds the
@@ -200,34 +240,20 @@ impl Block {
         let rows = dx.rows();
         let matrix = |cols: usize| Tensor::<T>::to_fill(&device, rows, cols);
 
-        let down = self.down;
         let mut dactivation = matrix(config.ff)?;
-        linear::input_gradient(dx.view(), weights.get(down)?, dactivation.view_mut())?;
-        linear::weight_gradient(dx.view(), saved.activation.view(), grads.get_mut(down)?)?;
+        let input = (saved.activation.view(), saved.low.down.as_ref());
+        self.down.backward(weights, dx.view(), input, dactivation.view_mut(), grads)?;
         let mut dgate_up = matrix(2 * config.ff)?;
         swiglu::backward(dactivation.view(), saved.gate_up.view(), dgate_up.view_mut())?;
-        let (gate, up) = self.gate_up;
-        linear::weight_gradient(
-            dgate_up.view(),
-            saved.middle_normed.view(),
-            grads.span_mut(gate, up)?,
-        )?;
         let mut dnormed = matrix(config.hidden)?;
-        linear::input_gradient(dgate_up.view(), weights.span(gate, up)?, dnormed.view_mut())?;
-        rmsnorm::backward(
-            dnormed.view(),
-            saved.middle.view(),
-            weights.get(self.mlp_norm)?,
-            saved.middle_rstd.view(),
-            dx.view_mut(),
-            Mode::Add,
-            grads.get_mut(self.mlp_norm)?,
-        )?;
+        let input = (saved.middle_normed.view(), saved.low.gate_up.as_ref());
+        self.gate_up.backward(weights, dgate_up.view(), input, dnormed.view_mut(), grads)?;
+        let normed = (saved.middle.view(), saved.middle_rstd.view());
+        norm::backward(dnormed.view(), normed, weights, self.mlp_norm, dx.view_mut(), Mode::Add, grads)?;
 
-        let output = self.output;
         let mut dattention = matrix(config.heads * config.head_dim)?;
-        linear::input_gradient(dx.view(), weights.get(output)?, dattention.view_mut())?;
-        linear::weight_gradient(dx.view(), saved.attention.view(), grads.get_mut(output)?)?;
+        let input = (saved.attention.view(), saved.low.output.as_ref());
+        self.output.backward(weights, dx.view(), input, dattention.view_mut(), grads)?;
         let mut dqkv = matrix(saved.qkv.cols())?;
         attention::backward(
             dattention.view(),
@@ -239,22 +265,10 @@ impl Block {
             dqkv.view_mut(),
         )?;
         self.project_backward(config, weights, batch, saved.qk, &mut dqkv, grads)?;
-        let (first, last) = self.qkv;
-        linear::weight_gradient(
-            dqkv.view(),
-            saved.input_normed.view(),
-            grads.span_mut(first, last)?,
-        )?;
-        linear::input_gradient(dqkv.view(), weights.span(first, last)?, dnormed.view_mut())?;
-        rmsnorm::backward(
-            dnormed.view(),
-            saved.input.view(),
-            weights.get(self.attention_norm)?,
-            saved.input_rstd.view(),
-            dx.view_mut(),
-            Mode::Add,
-            grads.get_mut(self.attention_norm)?,
-        )
+        let input = (saved.input_normed.view(), saved.low.qkv.as_ref());
+        self.qkv.backward(weights, dqkv.view(), input, dnormed.view_mut(), grads)?;
+        let normed = (saved.input.view(), saved.input_rstd.view());
+        norm::backward(dnormed.view(), normed, weights, self.attention_norm, dx.view_mut(), Mode::Add, grads)
     }
 
     /// Undoes rotation and norm: `dqkv` becomes the gradient of the projection's output.
@@ -276,19 +290,21 @@ impl Block {
             for (start, width, weight, rstd) in
                 [(0, q, q_norm, &saved.q_rstd), (q, kv, k_norm, &saved.k_rstd)]
             {
-                rmsnorm::backward(
+                norm::backward(
                     dnormed.view().cols_range(start, width)?,
-                    saved.qk.view().cols_range(start, width)?,
-                    weights.get(weight)?,
-                    rstd.view(),
+                    (saved.qk.view().cols_range(start, width)?, rstd.view()),
+                    weights,
+                    weight,
                     dqkv.view_mut().cols_range(start, width)?,
                     Mode::Set,
-                    grads.get_mut(weight)?,
+                    grads,
                 )?;
             }
         }
         if let Some((first, last)) = self.qkv_bias {
-            elementwise::bias_backward(dqkv.view(), grads.span_mut(first, last)?)?;
+            if let Some(dbias) = grads.trained_mut(first, last)? {
+                elementwise::bias_backward(dqkv.view(), dbias)?;
+            }
         }
         Ok(())
     }
@@ -307,7 +323,7 @@ impl Block {
         let d = config.head_dim;
         let (q, kv) = (config.heads * d, config.kv_heads * d);
         let (normed, _) = norm(&x, weights, self.attention_norm, config.rms_eps)?;
-        let (qkv, _) = self.project(config, weights, table, &normed)?;
+        let Projected { qkv, .. } = self.project(config, weights, table, &normed)?;
         let new = qkv.view().cols_range(q, 2 * kv)?;
         kv_cache::write(new, places, cache.keys.view_mut(), cache.values.view_mut())?;
         let mut attention = Tensor::to_fill(&device, x.rows(), q)?;
@@ -319,27 +335,14 @@ impl Block {
             &heads(config),
             attention.view_mut(),
         )?;
-        linear::add(attention.view(), weights.get(self.output)?, x.view_mut())?;
+        self.output.forward(weights, attention.view(), x.view_mut(), Output::Add)?;
         let (normed, _) = norm(&x, weights, self.mlp_norm, config.rms_eps)?;
-        let (_, activation) = self.gate(config, weights, &normed)?;
-        linear::add(activation.view(), weights.get(self.down)?, x.view_mut())?;
+        let (_, activation, _) = self.gate(config, weights, &normed)?;
+        self.down.forward(weights, activation.view(), x.view_mut(), Output::Add)?;
         Ok(x)
     }
 }
 
 fn heads(config: &DecoderConfig) -> attention::Heads {
     attention::Heads::new(config.heads, config.kv_heads, config.head_dim)
-}
-
-fn norm<T: Element>(
-    x: &Tensor<T>,
-    weights: &Weights<T>,
-    weight: ParamId,
-    eps: f64,
-) -> Result<(Tensor<T>, Tensor<T::Stat>)> {
-    let device = x.device();
-    let mut out = Tensor::to_fill(&device, x.rows(), x.cols())?;
-    let mut rstd = Tensor::to_fill(&device, x.rows(), 1)?;
-    rmsnorm::forward(x.view(), weights.get(weight)?, eps, out.view_mut(), rstd.view_mut())?;
-    Ok((out, rstd))
 }

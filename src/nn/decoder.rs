@@ -1,11 +1,13 @@
 use std::sync::Arc;
 
 use super::block::{Block, SavedBlock};
+use super::lora::Lora;
+use super::norm::{self, norm};
 use super::{DecoderConfig, Layout, ParamId, ParamTable, Weights};
 use crate::device::Device;
 use crate::ops::attention::{Segment, Segments};
 use crate::ops::rope::RopeTable;
-use crate::ops::{Mode, embedding, rmsnorm};
+use crate::ops::{Mode, embedding};
 use crate::{Element, Real, Result, Tensor};
 
 /// The name of a score's weights.
@@ -79,6 +81,20 @@ impl Decoder {
         Self::build(config, true)
     }
 
+    /// This structure with adapters, and the table of its parameters: those that the adapters do not
+    /// train are frozen.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a module or a parameter that it does not have.
+    pub fn adapted(mut self, lora: &Lora) -> Result<(Decoder, Arc<ParamTable>)> {
+        let (_, table) = Self::build(self.config.clone(), self.score.is_some())?;
+        let mut table = Arc::unwrap_or_clone(table);
+        lora.check(&table)?;
+        table.freeze(&|name| lora.trained.contains(name));
+        self.blocks.iter_mut().for_each(|block| block.adapt(&mut table, lora));
+        Ok((self, Arc::new(table)))
+    }
+
     fn build(config: DecoderConfig, scoring: bool) -> Result<(Decoder, Arc<ParamTable>)> {
         config.validate()?;
         let mut table = ParamTable::default();
@@ -147,27 +163,9 @@ impl Decoder {
                 Keep::Activations => blocks.push(SavedInput::Full(Box::new(saved))),
             }
         }
-        let (out, rstd) = self.last_norm(weights, &x)?;
+        let (out, rstd) = norm(&x, weights, self.norm, self.config.rms_eps)?;
         let saved = (keep != Keep::Nothing).then_some(Saved { blocks, last: x, rstd });
         Ok((out, saved))
-    }
-
-    fn last_norm<T: Element>(
-        &self,
-        weights: &Weights<T>,
-        x: &Tensor<T>,
-    ) -> Result<(Tensor<T>, Tensor<T::Stat>)> {
-        let device = x.device();
-        let mut out = Tensor::to_fill(&device, x.rows(), x.cols())?;
-        let mut rstd = Tensor::to_fill(&device, x.rows(), 1)?;
-        rmsnorm::forward(
-            x.view(),
-            weights.get(self.norm)?,
-            self.config.rms_eps,
-            out.view_mut(),
-            rstd.view_mut(),
-        )?;
-        Ok((out, rstd))
     }
 
     /// Adds the gradients of the trunk's parameters to `grads`, from `dhidden [T, H]`.
@@ -181,14 +179,15 @@ impl Decoder {
     ) -> Result<()> {
         let device = dhidden.device();
         let mut dx = Tensor::to_fill(&device, dhidden.rows(), dhidden.cols())?;
-        rmsnorm::backward(
+        let normed = (saved.last.view(), saved.rstd.view());
+        norm::backward(
             dhidden.view(),
-            saved.last.view(),
-            weights.get(self.norm)?,
-            saved.rstd.view(),
+            normed,
+            weights,
+            self.norm,
             dx.view_mut(),
             Mode::Set,
-            grads.get_mut(self.norm)?,
+            grads,
         )?;
         drop(saved.last);
         for (block, saved) in self.blocks.iter().zip(saved.blocks).rev() {
@@ -199,7 +198,10 @@ impl Decoder {
             block.backward(&self.config, weights, batch, saved, &mut dx, grads)?;
         }
         let padding = self.config.padding;
-        embedding::backward(dx.view(), batch.tokens.view(), grads.get_mut(self.embed)?, padding)
+        match grads.trained_mut(self.embed, self.embed)? {
+            Some(embed) => embedding::backward(dx.view(), batch.tokens.view(), embed, padding),
+            None => Ok(()),
+        }
     }
 
     /// Hidden states `[T, H]` of new tokens against a key-value cache, which gains their keys and
@@ -222,7 +224,7 @@ impl Decoder {
             let joins = (segments, places.view());
             x = block.decode(&self.config, weights, &rope, joins, layer, x)?;
         }
-        Ok(self.last_norm(weights, &x)?.0)
+        Ok(norm(&x, weights, self.norm, self.config.rms_eps)?.0)
     }
 }
 

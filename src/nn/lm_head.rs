@@ -201,8 +201,10 @@ impl<T: Element> Chunk<T> {
         let mut dx = Tensor::to_fill(&self.x.device(), self.x.rows(), self.x.cols())?;
         linear::input_gradient(self.gradient.view()?, weights.get(head)?, dx.view_mut())?;
         elementwise::scale_rows(dlogps, dx.view_mut())?;
-        elementwise::scale_rows(dlogps, self.x.view_mut())?;
-        linear::weight_gradient(self.gradient.view()?, self.x.view(), grads.get_mut(head)?)?;
+        if let Some(dhead) = grads.trained_mut(head, head)? {
+            elementwise::scale_rows(dlogps, self.x.view_mut())?;
+            linear::weight_gradient(self.gradient.view()?, self.x.view(), dhead)?;
+        }
         let rows = batch.rows.view().rows_range(self.scored.start, self.scored.len())?;
         gather_rows::backward(dx.view(), rows, dhidden.view_mut())
     }

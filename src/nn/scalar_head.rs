@@ -120,8 +120,10 @@ impl<T: Element> Scored<T> {
         let mut dhidden = Tensor::zeros(&device, self.batch.tokens.rows(), self.x.cols())?;
         let dx = outer(dscores, weights.get(score)?)?;
         gather_rows::backward(dx.view(), self.rows.view(), dhidden.view_mut())?;
-        elementwise::scale_rows(dscores, self.x.view_mut())?;
-        elementwise::bias_backward(self.x.view(), grads.get_mut(score)?)?;
+        if let Some(dscore) = grads.trained_mut(score, score)? {
+            elementwise::scale_rows(dscores, self.x.view_mut())?;
+            elementwise::bias_backward(self.x.view(), dscore)?;
+        }
         match self.saved {
             Some(saved) => decoder.backward(weights, &self.batch, saved, &dhidden, grads),
             None => Ok(()),

@@ -14,11 +14,12 @@ use sha2::{Digest, Sha256};
 
 use super::{Observer, Optimizer, Resume, TrainConfig};
 use crate::models::{
-    ModelFolder, NamedTensor, SaveOptions, TensorFile, check_weights, save as save_model,
-    write_tensors,
+    ADAPTER, ModelFolder, NamedTensor, SaveOptions, TensorFile, check_weights, read_adapter,
+    save as save_model, write_tensors,
 };
 use crate::nn::Weights;
-use crate::{DType, Error, Real, Result, View};
+use crate::ops::elementwise;
+use crate::{DType, Device, Error, Real, Result, View};
 
 /// A model under training, with its optimiser.
 pub struct Part<'a, T: Real> {
@@ -137,6 +138,12 @@ impl<'a, T: Real> Part<'a, T> {
         }
         let table = self.weights.table().clone();
         let device = self.weights.arena().device();
+        if self.folder.adapters.is_some() {
+            let mut saved = Weights::<f32>::zeros(&Device::Cpu, &table)?;
+            read_adapter(&dir, &mut saved)?;
+            let saved = saved.to_device(&device)?;
+            return elementwise::cast(saved.arena().view(), self.weights.arena_mut().view_mut());
+        }
         *self.weights = ModelFolder::open(&dir)?.load_weights(&table, &device)?;
         Ok(())
     }
@@ -319,8 +326,9 @@ fn check(path: &Path) -> Result<()> {
         return Err(Error::file(path, message));
     }
     for name in [MODEL, OPTIMIZER, STATE] {
-        let sharded = name == MODEL && manifest.contains_key("model.safetensors.index.json");
-        if !manifest.contains_key(name) && !sharded {
+        let other = [ADAPTER, "model.safetensors.index.json"];
+        let other = name == MODEL && other.iter().any(|name| manifest.contains_key(*name));
+        if !manifest.contains_key(name) && !other {
             return Err(Error::file(&file, format!("expected an entry for {name}")));
         }
     }

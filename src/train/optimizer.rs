@@ -23,7 +23,7 @@ impl<S: Real> Optimizer<S> {
             m: Weights::zeros(device, table)?,
             v: Weights::zeros(device, table)?,
             steps: 0,
-            ranges: table.params().iter().map(|p| (p.range.clone(), p.decay)).collect(),
+            ranges: table.trained().map(|p| (p.range.clone(), p.decay)).collect(),
         })
     }
 

@@ -75,7 +75,7 @@ pub(super) fn round<T: Real>(config: &TrainConfig, part: &mut Part<T>) -> Result
     }
     let allow = Allow { missing: &|_| true, extra: &|_| true };
     let table = part.weights.table().clone();
-    let before = part.folder.load_weights_allowing::<T>(&table, &Device::Cpu, allow)?;
+    let before = part.folder.load_trained::<T>(&table, &Device::Cpu, allow)?;
     let (before, saved) = (values(&before)?, values(part.weights)?);
     let (mut changed, mut undone) = (0usize, 0usize);
     for ((before, trained), saved) in before.iter().zip(&trained).zip(&saved) {

@@ -1,0 +1,200 @@
+//! Flags of low-rank adapters: TRL's names, and PEFT's for what TRL leaves out.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::args::truth;
+use crate::models::{Bias, Head, LoraConfig, Targets};
+use crate::{Error, Result};
+
+/// Low-rank adapters on a frozen model.
+#[derive(Args, Debug)]
+pub struct LoraArgs {
+    /// Train low-rank adapters (LoRA) on the frozen model, saved as PEFT saves them
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub use_peft: bool,
+    /// Go on from the adapters of this folder, with their own settings; the reference keeps them as they are
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// The adapters of the reference, of the same shapes: a folder, or none for the model alone [default:
+    /// those that the run starts from]
+    #[arg(long, alias = "ref-adapter-name", value_name = "DIR|none")]
+    ref_adapter: Option<PathBuf>,
+    /// Rank of the adapters
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    lora_r: usize,
+    /// Adapters are multiplied by this number over their rank
+    #[arg(long, default_value_t = 32.0, value_name = "X")]
+    lora_alpha: f64,
+    /// Share of an adapter's inputs that each training step leaves out
+    #[arg(long, default_value_t = 0.05, value_name = "X")]
+    lora_dropout: f64,
+    /// Modules that get adapters: names or ends of names, all-linear, or a regular expression
+    #[arg(long, default_value = "q_proj,v_proj", value_name = "NAME,...")]
+    lora_target_modules: String,
+    /// Modules that get none, though they are targets [default: none]
+    #[arg(long, value_name = "NAME,...")]
+    lora_exclude_modules: Option<String>,
+    /// Layers whose modules get adapters [default: all]
+    #[arg(long, alias = "layers-to-transform", value_name = "N,...")]
+    lora_layers: Option<String>,
+    /// Ranks of some modules: {"q_proj": 8} [default: none]
+    #[arg(long, value_name = "JSON")]
+    lora_rank_pattern: Option<String>,
+    /// Alphas of some modules: {"q_proj": 16} [default: none]
+    #[arg(long, value_name = "JSON")]
+    lora_alpha_pattern: Option<String>,
+    /// Modules that are trained in full beside the adapters, such as lm_head [default: none]
+    #[arg(long, value_name = "NAME,...")]
+    lora_modules_to_save: Option<String>,
+    /// Biases that are trained
+    #[arg(long, default_value = "none")]
+    lora_bias: BiasName,
+    /// Multiply by alpha over the root of the rank (rsLoRA)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    use_rslora: bool,
+    /// At the end, write the whole model too, adapters merged, to the folder merged of the output directory
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    pub merge: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum BiasName {
+    None,
+    All,
+    LoraOnly,
+}
+
+/// Adapters to train.
+pub struct Adapters {
+    /// What they are.
+    pub config: LoraConfig,
+    /// Where they start; none: new ones.
+    pub from: Option<PathBuf>,
+    /// Where those of the reference are read; none: they are those that the run starts from.
+    pub reference: Option<Reference>,
+}
+
+/// The adapters of a reference.
+pub enum Reference {
+    /// None: the model alone.
+    Base,
+    /// Those of a folder.
+    Folder(PathBuf),
+}
+
+impl LoraArgs {
+    /// The adapters that are asked for.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a setting out of its range or that needs adapters, [`Error::File`] for a
+    /// folder of adapters that is none.
+    pub fn adapters(&self) -> Result<Option<Adapters>> {
+        if !self.use_peft && self.adapter.is_none() {
+            if self.merge {
+                let expected = "--use-peft or --adapter beside it: there are no adapters to merge";
+                return Err(Error::setting("merge", expected, true));
+            }
+            if let Some(folder) = &self.ref_adapter {
+                let expected = "--use-peft or --adapter beside it";
+                return Err(Error::setting("ref_adapter", expected, folder.display()));
+            }
+            return Ok(None);
+        }
+        let config = match &self.adapter {
+            Some(folder) => LoraConfig::read(folder)?.0,
+            None => self.config()?,
+        };
+        let reference = self.ref_adapter.as_ref().map(|folder| match folder.to_str() {
+            Some("none" | "null") => Reference::Base,
+            _ => Reference::Folder(folder.clone()),
+        });
+        Ok(Some(Adapters { config, from: self.adapter.clone(), reference }))
+    }
+
+    fn config(&self) -> Result<LoraConfig> {
+        if self.lora_r == 0 || self.lora_r > 1 << 16 {
+            return Err(Error::setting("lora_r", "1 to 65536", self.lora_r));
+        }
+        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
+            return Err(Error::setting("lora_alpha", "a positive number", self.lora_alpha));
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(Error::setting("lora_dropout", "at least 0 and below 1", self.lora_dropout));
+        }
+        let layers = self.lora_layers.as_deref().map(|text| {
+            names(text).iter().map(|n| n.parse()).collect::<Result<Vec<usize>, _>>().map_err(|_| {
+                Error::setting("lora_layers", "numbers of layers, with commas", text)
+            })
+        });
+        let whole = |x: &f64| (x.fract() == 0.0 && *x >= 1.0 && *x <= 65536.0).then_some(*x as usize);
+        let ranks = pattern("lora_rank_pattern", self.lora_rank_pattern.as_deref())?;
+        let ranks = ranks.into_iter().map(|(name, rank)| {
+            let expected = "ranks from 1 to 65536";
+            let bad = || Error::setting("lora_rank_pattern", expected, rank);
+            Ok((name, whole(&rank).ok_or_else(bad)?))
+        });
+        Ok(LoraConfig {
+            rank: self.lora_r,
+            alpha: self.lora_alpha,
+            dropout: self.lora_dropout,
+            targets: targets(&self.lora_target_modules),
+            exclude: self.lora_exclude_modules.as_deref().map(names).unwrap_or_default(),
+            layers: layers.transpose()?,
+            rank_pattern: ranks.collect::<Result<_>>()?,
+            alpha_pattern: pattern("lora_alpha_pattern", self.lora_alpha_pattern.as_deref())?,
+            rslora: self.use_rslora,
+            bias: match self.lora_bias {
+                BiasName::None => Bias::None,
+                BiasName::All => Bias::All,
+                BiasName::LoraOnly => Bias::LoraOnly,
+            },
+            modules_to_save: self.lora_modules_to_save.as_deref().map(names).unwrap_or_default(),
+        })
+    }
+}
+
+impl Adapters {
+    /// Checks that adapters of a folder are of such a model.
+    ///
+    /// # Errors
+    /// [`Error::File`] where they are of one with another head.
+    pub fn check_head(&self, head: Head) -> Result<()> {
+        let Some(folder) = &self.from else { return Ok(()) };
+        let (_, _, own) = LoraConfig::read(folder)?;
+        if own == head {
+            return Ok(());
+        }
+        let name = |head| match head {
+            Head::Language => "a language model",
+            Head::Score => "a reward model",
+        };
+        let message = format!("expected adapters of {}, got those of {}", name(head), name(own));
+        Err(Error::file(folder, message))
+    }
+}
+
+fn names(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_string).collect()
+}
+
+/// Names, unless it has what only a regular expression has.
+fn targets(text: &str) -> Targets {
+    match text {
+        _ if text.eq_ignore_ascii_case("all-linear") => Targets::AllLinear,
+        _ if text.contains(|c| "*+?()[]|^$\\{}".contains(c)) => Targets::Pattern(text.into()),
+        _ => Targets::Names(names(text)),
+    }
+}
+
+fn pattern(setting: &'static str, text: Option<&str>) -> Result<Vec<(String, f64)>> {
+    let Some(text) = text else { return Ok(Vec::new()) };
+    let expected = "JSON of names and positive numbers, such as {\"q_proj\": 8}";
+    let map: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|_| Error::setting(setting, expected, text))?;
+    let number = |value: &serde_json::Value| value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+    let each = map.iter().map(|(name, value)| Some((name.clone(), number(value)?)));
+    each.collect::<Option<_>>().ok_or_else(|| Error::setting(setting, expected, text))
+}
