@@ -28,7 +28,7 @@ tool() {
 # The device tests that a sanitizer sees: one of each kind of kernel, the quick ones first, so that a slow one costs no other,
 # and none that multiplies matrices: the products' kernels are not ours.
 chosen=kv_cache::tests::every,gather_rows::tests::every,embedding::tests::every,swiglu::tests::every,rope::tests::every
-chosen+=,sequence_sum::tests::every,global_norm::tests,adamw::tests::every,elementwise::tests::every,gae::tests
+chosen+=,sequence_sum::tests::every,global_norm::tests,adamw::tests::every,elementwise::tests::every,dropout::tests::every,gae::tests
 chosen+=,kto_loss::tests::the_loss,ppo_loss::tests::the_losses,preference_loss::tests::every,rmsnorm::tests::every
 chosen+=,attention::device_tests::decoding,sampling::tests::every,token_logprobs::device_tests::many_rows
 chosen+=,attention::device_tests::matrix_units,token_logprobs::device_tests::vocabularies,attention::device_tests::every

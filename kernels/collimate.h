@@ -375,6 +375,20 @@ int32_t collimate_bias_backward(
     void *workspace, int64_t workspace_bytes, void *stream);
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * dropout (Srivastava et al., JMLR 15, 2014): values stay with probability 1 - threshold / 2^16 and are divided by it.
+ */
+
+/* y = x keep / (1 - threshold / 2^16); keep is 0 where the value's 16 random bits are below the threshold. Those of
+ * column c of row r are half c mod 8 of the words of Philox's block r ceil(columns / 8) + floor(c / 8), low half first. Of
+ * gradients the same call gives the gradients. */
+int32_t collimate_dropout(
+    void *y,       /* [rows, columns] =, or += where add is not 0; stride y_stride */
+    const void *x, /* [rows, columns], stride x_stride; may be y where add is 0 */
+    uint64_t seed, uint64_t random_stream,
+    int32_t threshold, /* 0 .. 65535 */
+    int64_t rows, int64_t columns, int64_t y_stride, int64_t x_stride, int32_t add, int32_t dtype, void *stream);
+
+/* ------------------------------------------------------------------------------------------------------------------
  * rmsnorm: out = x rstd weight, rstd = 1 / sqrt(mean(x^2) + eps), over every `width` columns of the `groups` of a row.
  * rows * groups is below 2^31, width at most COLLIMATE_RMSNORM_WIDTH.
  */

@@ -5,6 +5,7 @@
 // sort is needed: the token in whose shares a number falls is found by bisection, two bits of its logit and then of its
 // index at a time. One block a row; the row is read from cache again for each step.
 #include "chunk.cuh"
+#include "philox.cuh"
 #include "reduce.cuh"
 
 namespace collimate::sampling {
@@ -17,24 +18,9 @@ constexpr int kIndexBits = 20;
 
 using Shares = unsigned long long;
 
-// Philox4x32 with ten rounds (Salmon et al. 2011), and from it a number in [0, 1): src/rng.rs has the same.
-struct Block {
-    uint32_t words[4];
-};
-
-__device__ __forceinline__ Block philox(uint64_t counter, uint64_t stream, uint64_t seed) {
-    uint32_t a = uint32_t(counter), b = uint32_t(counter >> 32), c = uint32_t(stream), d = uint32_t(stream >> 32);
-    uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-    for (int round = 0; round < 10; round++) {
-        const uint64_t x = uint64_t(a) * 0xD2511F53u, y = uint64_t(c) * 0xCD9E8D57u;
-        a = uint32_t(y >> 32) ^ b ^ k0, b = uint32_t(y), c = uint32_t(x >> 32) ^ d ^ k1, d = uint32_t(x);
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-    }
-    return {{a, b, c, d}};
-}
-
+// A number in [0, 1): src/rng.rs has the same.
 __device__ __forceinline__ double uniform(uint64_t seed, uint64_t sequence, uint64_t draw) {
-    const Block block = philox(draw / 2, sequence, seed);
+    const Random block = philox(draw / 2, sequence, seed);
     const int at = draw % 2 * 2;
     const uint64_t bits = block.words[at] | uint64_t(block.words[at + 1]) << 32;
     return double(bits >> 11) * (1.0 / 9007199254740992.0);

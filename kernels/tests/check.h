@@ -188,6 +188,7 @@ void kto_loss();
 void aot_loss();
 void gather_rows();
 void kv_cache();
+void dropout();
 void attention();
 void elementwise();
 void rmsnorm();

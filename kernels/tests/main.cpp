@@ -17,7 +17,7 @@ int main(int count, char **arguments) {
         {"rope", test::rope},                       {"swiglu", test::swiglu},
         {"adamw", test::adamw},                     {"sampling", test::sampling},
         {"ppo_loss", test::ppo_loss},               {"aot_loss", test::aot_loss},
-        {"kv_cache", test::kv_cache},
+        {"kv_cache", test::kv_cache},               {"dropout", test::dropout},
     };
     if (count == 3 && !std::strcmp(arguments[1], "planted")) return test::planted(arguments[2]);
     if (const char *text = std::getenv("COLLIMATE_TEST_ORDERS")) test::orders = std::atoi(text);

@@ -108,6 +108,18 @@ pub enum SaveDtypeName {
     Float16,
 }
 
+impl SaveDtypeName {
+    /// The type; none: the source's.
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            SaveDtypeName::Auto => None,
+            SaveDtypeName::Float32 => Some(DType::F32),
+            SaveDtypeName::Bfloat16 => Some(DType::BF16),
+            SaveDtypeName::Float16 => Some(DType::F16),
+        }
+    }
+}
+
 impl MachineArgs {
     /// The device and the type to compute in; starts the thread pool.
     pub fn open(&self) -> Result<(Device, DType)> {
@@ -428,12 +440,7 @@ impl TrainArgs {
             resume,
             gradient_checkpointing: self.gradient_checkpointing.unwrap_or(*device != Device::Cpu),
             skip_nonfinite: self.skip_nonfinite,
-            save_dtype: match self.save_dtype {
-                SaveDtypeName::Auto => None,
-                SaveDtypeName::Float32 => Some(DType::F32),
-                SaveDtypeName::Bfloat16 => Some(DType::BF16),
-                SaveDtypeName::Float16 => Some(DType::F16),
-            },
+            save_dtype: self.save_dtype.dtype(),
             ..TrainConfig::default()
         };
         self.when.apply(&mut config)?;

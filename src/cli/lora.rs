@@ -1,12 +1,15 @@
 //! Flags of low-rank adapters: TRL's names, and PEFT's for what TRL leaves out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
 use super::args::truth;
-use crate::models::{Bias, Head, LoraConfig, Targets};
-use crate::{Error, Result};
+use super::train::{Start, split};
+use crate::models::{Adapted, Allow, Bias, Head, LoraConfig, ModelFolder, Targets, read_adapter};
+use crate::nn::{Decoder, Weights};
+use crate::ops::elementwise;
+use crate::{Device, Element, Error, Result};
 
 /// Low-rank adapters on a frozen model.
 #[derive(Args, Debug)]
@@ -19,7 +22,7 @@ pub struct LoraArgs {
     adapter: Option<PathBuf>,
     /// The adapters of the reference, of the same shapes: a folder, or none for the model alone [default:
     /// those that the run starts from]
-    #[arg(long, alias = "ref-adapter-name", value_name = "DIR|none")]
+    #[arg(long, value_name = "DIR|none")]
     ref_adapter: Option<PathBuf>,
     /// Rank of the adapters
     #[arg(long, default_value_t = 16, value_name = "N")]
@@ -37,7 +40,7 @@ pub struct LoraArgs {
     #[arg(long, value_name = "NAME,...")]
     lora_exclude_modules: Option<String>,
     /// Layers whose modules get adapters [default: all]
-    #[arg(long, alias = "layers-to-transform", value_name = "N,...")]
+    #[arg(long, value_name = "N,...")]
     lora_layers: Option<String>,
     /// Ranks of some modules: {"q_proj": 8} [default: none]
     #[arg(long, value_name = "JSON")]
@@ -54,6 +57,10 @@ pub struct LoraArgs {
     /// Multiply by alpha over the root of the rank (rsLoRA)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     use_rslora: bool,
+    /// Leave nothing out, whatever the adapters' dropout [default: false for sft, grpo and rloo, as in TRL,
+    /// else true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    disable_dropout: Option<bool>,
     /// At the end, write the whole model too, adapters merged, to the folder merged of the output directory
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     pub merge: bool,
@@ -71,6 +78,8 @@ enum BiasName {
 pub struct Adapters {
     /// What they are.
     pub config: LoraConfig,
+    /// The share of their inputs that training leaves out.
+    pub dropout: f64,
     /// Where they start; none: new ones.
     pub from: Option<PathBuf>,
     /// Where those of the reference are read; none: they are those that the run starts from.
@@ -86,12 +95,12 @@ pub enum Reference {
 }
 
 impl LoraArgs {
-    /// The adapters that are asked for.
+    /// The adapters that a command is asked for.
     ///
     /// # Errors
     /// [`Error::Setting`] for a setting out of its range or that needs adapters, [`Error::File`] for a
     /// folder of adapters that is none.
-    pub fn adapters(&self) -> Result<Option<Adapters>> {
+    pub fn adapters(&self, command: &str) -> Result<Option<Adapters>> {
         if !self.use_peft && self.adapter.is_none() {
             if self.merge {
                 let expected = "--use-peft or --adapter beside it: there are no adapters to merge";
@@ -111,7 +120,9 @@ impl LoraArgs {
             Some("none" | "null") => Reference::Base,
             _ => Reference::Folder(folder.clone()),
         });
-        Ok(Some(Adapters { config, from: self.adapter.clone(), reference }))
+        let kept = ["sft", "grpo", "rloo"].contains(&command);
+        let dropout = if self.disable_dropout.unwrap_or(!kept) { 0.0 } else { config.dropout };
+        Ok(Some(Adapters { config, dropout, from: self.adapter.clone(), reference }))
     }
 
     fn config(&self) -> Result<LoraConfig> {
@@ -157,6 +168,48 @@ impl LoraArgs {
 }
 
 impl Adapters {
+    /// A model with these adapters, which start as those of the folder `from` or new; without a reference.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::load_adapted`].
+    pub fn start<T: Element>(
+        &self,
+        folder: &ModelFolder,
+        structure: Decoder,
+        from: Option<&Path>,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Start<T>> {
+        let config = LoraConfig { dropout: self.dropout, ..self.config.clone() };
+        let Adapted { decoder, frozen, trained } =
+            folder.load_adapted::<T>(structure, &config, from, seed, device)?;
+        let (weights, master) = split::<T>(trained)?;
+        Ok(Start { decoder, weights: weights.with_frozen(frozen)?, master, reference: None })
+    }
+
+    /// Gives a reference the adapters that it is to have, where they are not those that the run starts from.
+    ///
+    /// # Errors
+    /// [`Error::File`] for adapters of other shapes.
+    pub fn of_reference<T: Element>(
+        &self,
+        folder: &ModelFolder,
+        reference: &mut Weights<T>,
+    ) -> Result<()> {
+        let Some(other) = &self.reference else { return Ok(()) };
+        let mut own = Weights::<f32>::zeros(&Device::Cpu, reference.table())?;
+        match other {
+            Reference::Folder(other) => read_adapter(other, &mut own)?,
+            // An adapter of zeros adds nothing; what is trained in full is the model's.
+            Reference::Base => {
+                let allow = Allow { missing: &|_| true, extra: &|_| true };
+                own = folder.load_trained(reference.table(), &Device::Cpu, allow)?;
+            }
+        }
+        let own = own.to_device(&reference.arena().device())?;
+        elementwise::cast(own.arena().view(), reference.arena_mut().view_mut())
+    }
+
     /// Checks that adapters of a folder are of such a model.
     ///
     /// # Errors

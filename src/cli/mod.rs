@@ -14,6 +14,7 @@ mod grpo;
 mod judge;
 mod kto;
 mod lora;
+mod merge;
 mod on_policy;
 mod online_dpo;
 mod ppo;
@@ -85,6 +86,8 @@ enum Command {
     Generate(generate::Args),
     /// Talk to a model in the terminal.
     Chat(chat::Args),
+    /// Merge adapters into their base model.
+    Merge(merge::Args),
     /// Look at data files as a training sees them.
     Data(data::Args),
 }
@@ -195,6 +198,7 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::OnlineDpo(args) => online_dpo::run(args, &given)?,
         Command::Generate(args) => generate::run(args)?,
         Command::Chat(args) => chat::run(args)?,
+        Command::Merge(args) => merge::run(&args)?,
         Command::Data(args) => data::run(args)?,
     }
     Ok(())

@@ -153,6 +153,7 @@ fn run_in<T: Element<Stat = f32>>(mut run: Run, args: &RolloutArgs, with: OnPoli
         weights: start.weights,
         checkpointing: run.config.gradient_checkpointing,
         device: run.device.clone(),
+        noise: None,
     };
     let tokenizer = run.tokenizer.clone();
     let folder = run.folder.clone();

@@ -7,14 +7,16 @@ use serde_json::{Map, Value, json};
 
 use super::args::{TrainArgs, truth};
 use super::claim::claim;
+use super::lora::Adapters;
+use super::merge::merge;
 use super::progress::Progress;
 use super::sample::{SampleArgs, Sampler};
-use super::train::limits;
+use super::train::{MERGED, Start, limits, no_adapters, trained_of};
 use super::yaml::Given;
 use crate::data::{Dataset, Example, Options, Pair, ReadOptions, Tokenizer};
 use crate::losses::{LossOptions, PairObjective};
 use crate::models::{ModelFolder, SaveOptions, save, write_atomically};
-use crate::nn::{Decoder, LmHead, Weights};
+use crate::nn::{Decoder, LmHead};
 use crate::train::methods::Paired;
 use crate::train::{Every, Method, Observer, Policy, Resume, TrainConfig, Trainer};
 use crate::{Device, Error, Result};
@@ -71,6 +73,12 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let options = LossOptions { beta: args.beta, ..LossOptions::default() };
     let objective = PairObjective::parse(name, &options)?;
     let folder = ModelFolder::open(&config.model)?;
+    no_adapters(&folder)?;
+    let adapters = args.train.lora.adapters(&given.command)?;
+    if adapters.as_ref().is_some_and(|adapters| adapters.reference.is_some()) {
+        let expected = "nothing: the opponent is the reference";
+        return Err(Error::setting("ref_adapter", expected, "one"));
+    }
     let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
     let limits = limits(&args.train, folder.config.max_positions);
     // Its pairs are written and read again as texts.
@@ -98,7 +106,8 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
             out.write_all(text.as_bytes()).map_err(|e| Error::io(&path, e))
         })?;
     }
-    let mut spin = Spin { args: &args, config, objective, device, tokenizer, options, progress };
+    let mut spin =
+        Spin { args: &args, config, objective, device, tokenizer, options, adapters, progress };
     for data in &sets {
         let (path, dropped) = (data.path().display(), data.dropped().rows + data.skipped().rows);
         if dropped > 0 {
@@ -121,6 +130,7 @@ struct Spin<'a> {
     device: Device,
     tokenizer: Arc<Tokenizer>,
     options: Options,
+    adapters: Option<Adapters>,
     progress: Progress,
 }
 
@@ -130,7 +140,10 @@ const FILES: [&str; 2] = ["pairs.jsonl", "eval-pairs.jsonl"];
 impl Spin<'_> {
     fn folder(&self, iteration: usize) -> PathBuf {
         match iteration {
-            0 => self.config.model.clone(),
+            0 => match self.adapters.as_ref().and_then(|adapters| adapters.from.as_ref()) {
+                Some(adapters) => adapters.clone(),
+                None => self.config.model.clone(),
+            },
             _ => self.config.output_dir.join(format!("iteration-{iteration}")),
         }
     }
@@ -148,15 +161,14 @@ impl Spin<'_> {
             }
             rows.push(last_row(&here, iteration)?);
         }
-        let (dir, last) = (&self.config.output_dir, ModelFolder::open(self.folder(iterations))?);
-        let (_, table) = Decoder::new(last.config.clone())?;
-        let weights: Weights<f32> = last.load_weights(&table, &self.device)?;
-        save(&last, dir, &weights, &SaveOptions::default())?;
+        self.finish(&self.folder(iterations))?;
+        let (dir, adapted) = (&self.config.output_dir, self.adapters.is_some());
         let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
         write(&dir.join("metrics.jsonl"), &lines)?;
         drop(self.progress);
         print_table(&rows);
-        eprintln!("done: {iterations} iterations, model in {}", dir.display());
+        let what = if adapted { "adapters" } else { "model" };
+        eprintln!("done: {iterations} iterations, {what} in {}", dir.display());
         Ok(())
     }
 
@@ -191,16 +203,15 @@ impl Spin<'_> {
             precompute_ref_log_probs: self.args.precompute_ref_log_probs,
             ..self.config.clone()
         };
-        let folder = ModelFolder::open(&before)?;
-        let (decoder, table) = Decoder::new(folder.config.clone())?;
-        let weights: Weights<f32> = folder.load_weights(&table, &self.device)?;
+        let (folder, start) = self.start(iteration, &before)?;
         let policy = Policy {
-            decoder,
+            decoder: start.decoder,
             head: LmHead::of(&self.device),
-            reference: Some(weights.clone()),
-            weights,
+            reference: Some(start.weights.try_clone()?),
+            weights: start.weights,
             checkpointing: config.gradient_checkpointing,
             device: self.device.clone(),
+            noise: None,
         };
         self.progress.label(&format!("iteration {iteration}"));
         let trainer = Trainer {
@@ -212,6 +223,36 @@ impl Spin<'_> {
             observer: &mut self.progress,
         };
         trainer.train().map(drop)
+    }
+
+    /// What an iteration starts from, and the folder of what is saved with it: the model of the iteration
+    /// before, or its adapters on the model of the run.
+    fn start(&mut self, iteration: usize, before: &Path) -> Result<(ModelFolder, Start<f32>)> {
+        let Some(adapters) = &self.adapters else {
+            let folder = ModelFolder::open(before)?;
+            let (decoder, table) = Decoder::new(folder.config.clone())?;
+            let weights = folder.load_weights(&table, &self.device)?;
+            return Ok((folder, Start { decoder, weights, master: None, reference: None }));
+        };
+        let folder = ModelFolder::open(&self.config.model)?.adapted(adapters.config.clone());
+        let (structure, _) = Decoder::new(folder.config.clone())?;
+        let from = if iteration > 1 { Some(before) } else { adapters.from.as_deref() };
+        let start = adapters.start(&folder, structure, from, self.config.seed, &self.device)?;
+        if iteration == 1 {
+            self.progress.note(&trained_of(&start.weights));
+        }
+        Ok((folder, start))
+    }
+
+    /// Saves the last iteration's model, or its adapters, in the run's folder.
+    fn finish(&mut self, last: &Path) -> Result<()> {
+        let (folder, start) = self.start(self.args.num_iterations + 1, last)?;
+        save(&folder, &self.config.output_dir, &start.weights, &SaveOptions::default())?;
+        if self.args.train.lora.merge {
+            let dir = &self.config.output_dir;
+            merge(&ModelFolder::open(dir)?, &dir.join(MERGED), None)?;
+        }
+        Ok(())
     }
 
     /// Writes the given answers beside the model's own.

@@ -7,7 +7,8 @@ use half::bf16;
 
 use super::args::{PartLimits, TrainArgs};
 use super::claim::claim;
-use super::lora::{Adapters, Reference};
+use super::lora::Adapters;
+use super::merge::merge;
 use super::progress::Progress;
 use super::sample::sample;
 use super::yaml::Given;
@@ -15,12 +16,14 @@ use crate::data::{Dataset, Item, Limits, Options, Pair, ReadOptions, Tokenizer};
 use crate::device::peak::Peak;
 use crate::device::profile;
 use crate::generate::{GenerateOptions, Sampling};
-use crate::models::{Adapted, Head, ModelFolder, ScoreInit, read_adapter};
+use crate::models::{Head, ModelFolder, ScoreInit};
 use crate::nn::{Decoder, LmHead, Weights};
-use crate::ops::elementwise;
 use crate::rng::Rng;
 use crate::train::{Method, Observer, Outcome, Policy, TrainConfig, Trainer};
 use crate::{DType, Device, Element, Error, Result};
+
+/// Where the whole model is written within a run's folder.
+pub const MERGED: &str = "merged";
 
 /// A file of which fewer than one in so many rows are left was not meant so.
 const FEWEST_KEPT: usize = 10;
@@ -72,12 +75,8 @@ impl<'a> Run<'a> {
         let (device, dtype) = args.model.machine.open()?;
         let mut config = args.config(&given.command, &device)?;
         let mut folder = ModelFolder::open(&config.model)?;
-        if let Some(merge) = &folder.merge {
-            let message = "expected a model, got adapters: train on with --model of their base and \
-                           --adapter of this folder, or write the whole model with `collimate merge`";
-            return Err(Error::file(&merge.folder, message));
-        }
-        let adapters = args.lora.adapters()?;
+        no_adapters(&folder)?;
+        let adapters = args.lora.adapters(&given.command)?;
         if let Some(adapters) = &adapters {
             folder = folder.adapted(adapters.config.clone());
         }
@@ -248,6 +247,7 @@ impl<'a> Run<'a> {
             reference: start.reference,
             checkpointing: self.config.gradient_checkpointing,
             device: self.device.clone(),
+            noise: None,
         };
         let folder = self.folder.clone();
         self.watch(|config, observer| {
@@ -277,7 +277,12 @@ impl<'a> Run<'a> {
         if self.args.profile {
             show_profile(begin.elapsed());
         }
-        eprintln!("done: {} steps, model in {}", outcome.steps, self.config.output_dir.display());
+        let dir = &self.config.output_dir;
+        let what = if self.adapters.is_some() { "adapters" } else { "model" };
+        if self.args.lora.merge {
+            merge(&ModelFolder::open(dir)?, &dir.join(MERGED), None)?;
+        }
+        eprintln!("done: {} steps, {what} in {}", outcome.steps, dir.display());
         Ok(())
     }
 
@@ -289,19 +294,12 @@ impl<'a> Run<'a> {
         };
         if needs_reference {
             let mut reference = start.weights.try_clone()?;
-            if let Some(other) = self.adapters.as_ref().and_then(|a| a.reference.as_ref()) {
-                take_reference(other, &mut reference)?;
-            }
+            let adapters = self.adapters.as_ref();
+            adapters.map_or(Ok(()), |own| own.of_reference(&self.folder, &mut reference))?;
             start.reference = Some(reference);
         }
         if self.adapters.is_some() {
-            let table = start.weights.table();
-            let trained: usize = table.trained().map(|p| p.range.len()).sum();
-            self.note(&format!(
-                "adapters: {trained} of {} parameters are trained ({:.2}%)",
-                table.parameters(),
-                100.0 * trained as f64 / table.parameters() as f64
-            ));
+            self.note(&trained_of(&start.weights));
         }
         Ok(start)
     }
@@ -329,11 +327,8 @@ impl<'a> Run<'a> {
             None => (Decoder::new(config)?.0, Head::Language),
         };
         adapters.check_head(head)?;
-        let (from, seed) = (adapters.from.as_deref(), self.config.seed);
-        let Adapted { decoder, frozen, trained } =
-            self.folder.load_adapted::<T>(structure, &adapters.config, from, seed, &self.device)?;
-        let (weights, master) = split::<T>(trained)?;
-        Ok(Start { decoder, weights: weights.with_frozen(frozen)?, master, reference: None })
+        let from = adapters.from.as_deref();
+        adapters.start(&self.folder, structure, from, self.config.seed, &self.device)
     }
 
     /// Makes the output directory this run's own.
@@ -344,14 +339,20 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Gives a reference adapters of its own, or none.
-fn take_reference<T: Element>(other: &Reference, reference: &mut Weights<T>) -> Result<()> {
-    let mut own = Weights::<f32>::zeros(&Device::Cpu, reference.table())?;
-    if let Reference::Folder(folder) = other {
-        read_adapter(folder, &mut own)?;
-    }
-    let own = own.to_device(&reference.arena().device())?;
-    elementwise::cast(own.arena().view(), reference.arena_mut().view_mut())
+/// Checks that what is to be trained is a model and not adapters.
+pub fn no_adapters(folder: &ModelFolder) -> Result<()> {
+    let message = "expected a model, got adapters: train on with --model of their base and --adapter of \
+                   this folder, or write the whole model with `collimate merge`";
+    folder.adapters_folder().map_or(Ok(()), |folder| Err(Error::file(folder, message)))
+}
+
+/// How many of a model's parameters are trained: a sentence.
+pub fn trained_of<T: Element>(weights: &Weights<T>) -> String {
+    let table = weights.table();
+    let trained: usize = table.trained().map(|p| p.range.len()).sum();
+    let (all, base) = (table.parameters(), table.parameters() - trained);
+    let share = 100.0 * trained as f64 / all as f64;
+    format!("adapters: {trained} parameters are trained ({share:.2}%), {base} are frozen")
 }
 
 /// The weights that a model computes with, and those in full where they are others.

@@ -48,6 +48,11 @@ impl Special {
     /// # Errors
     /// [`Error::File`] names the file and the key that is malformed.
     pub fn read(folder: &Path) -> Result<Self> {
+        Self::read_in(folder, folder)
+    }
+
+    /// [`Special::read`] of a tokenizer whose model is in another folder.
+    pub(super) fn read_in(folder: &Path, model: &Path) -> Result<Self> {
         let mut special = Special::default();
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
             let path = folder.join(name);
@@ -65,7 +70,7 @@ impl Special {
             }
         }
         for name in ["generation_config.json", "config.json"] {
-            let path = folder.join(name);
+            let path = model.join(name);
             let Some(json) = read_json(&path)? else { continue };
             let eos = ids(&path, &json, "eos_token_id")?;
             special.eos_id = special.eos_id.or(eos.first().copied());

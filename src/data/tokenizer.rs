@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::added::{Added, add};
 use super::expansion::Expansion;
 use super::special::read_bounded;
+use crate::models::base_of_adapters;
 use crate::{Error, Result};
 
 pub use super::bpe::train_bpe;
@@ -69,12 +70,19 @@ impl Tokenizer {
     /// [`Error::File`] when `tokenizer.json` is absent or malformed, or when the model's special
     /// tokens are no tokens.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
-        let folder = folder.as_ref();
+        let mut folder = folder.as_ref();
+        let base = base_of_adapters(folder)?;
+        let own = folder.join("tokenizer.json").exists();
+        if let (Some(base), false) = (&base, own) {
+            folder = base;
+        }
         let path = folder.join("tokenizer.json");
         let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES)?
             .ok_or_else(|| Error::file(&path, "expected a tokenizer, got no such file"))?;
         let json = String::from_utf8(bytes).map_err(|_| Error::file(&path, "expected UTF-8"))?;
-        Self::build(path, &json, Special::read(folder)?)
+        // What config.json says of tokens is the base's.
+        let special = Special::read_in(folder, base.as_deref().unwrap_or(folder))?;
+        Self::build(path, &json, special)
     }
 
     /// Makes a tokenizer of the text of a `tokenizer.json`, such as [`train_bpe`]'s.

@@ -38,6 +38,7 @@ impl Model {
             reference: reference.map(|model| model.policy.weights.clone()),
             checkpointing: false,
             device: device.clone(),
+            noise: None,
         };
         let tokenizer = match reference {
             Some(model) => model.tokenizer.clone(),
@@ -62,6 +63,7 @@ impl Model {
             weights,
             checkpointing: false,
             device: self.policy.device.clone(),
+            noise: None,
         }
     }
 

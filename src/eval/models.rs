@@ -94,6 +94,7 @@ impl LanguageModel {
             reference: None,
             checkpointing: false,
             device: device.clone(),
+            noise: None,
         };
         Ok(LanguageModel { policy, tokenizer, bytes })
     }

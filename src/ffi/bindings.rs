@@ -576,6 +576,22 @@ unsafe extern "C" {
     ) -> i32;
 }
 unsafe extern "C" {
+    pub fn collimate_dropout(
+        y: *mut ::core::ffi::c_void,
+        x: *const ::core::ffi::c_void,
+        seed: u64,
+        random_stream: u64,
+        threshold: i32,
+        rows: i64,
+        columns: i64,
+        y_stride: i64,
+        x_stride: i64,
+        add: i32,
+        dtype: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
     pub fn collimate_rmsnorm_forward(
         out: *mut ::core::ffi::c_void,
         rstd: *mut f32,

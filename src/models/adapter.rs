@@ -154,27 +154,39 @@ pub(super) fn save_adapter<T: Element>(
     write_json(&dest.join(ADAPTER_CONFIG), config.to_json(&base.display().to_string(), head))
 }
 
+/// Whether a folder is one of adapters, and not of a model.
+pub(super) fn is_adapters(path: &Path) -> bool {
+    path.join(ADAPTER_CONFIG).exists() && !path.join(super::folder::CONFIG).exists()
+}
+
+/// The folder of the base model, of a folder of adapters.
+///
+/// # Errors
+/// As [`ModelFolder::open_adapters`].
+pub fn base_of_adapters(path: &Path) -> Result<Option<PathBuf>> {
+    match is_adapters(path) {
+        true => base_folder(path, LoraConfig::read(path)?.1.as_deref()).map(Some),
+        false => Ok(None),
+    }
+}
+
 /// A folder of adapters that is to be read as a model: its base with the adapters merged.
 #[derive(Clone, Debug)]
-pub struct Merge {
+pub(super) struct Merge {
     /// The folder of adapters.
-    pub folder: PathBuf,
+    pub(super) folder: PathBuf,
     config: LoraConfig,
 }
 
 impl Merge {
-    /// The folder's base model and what is merged into it, where it is a folder of adapters and no model.
-    ///
-    /// # Errors
-    /// As [`LoraConfig::read`]; [`Error::File`] where the base model is not where it is said to be.
-    pub(super) fn of(path: &Path) -> Result<Option<(PathBuf, Head, Merge)>> {
-        let exists = |name: &str| path.join(name).exists();
-        if !exists(ADAPTER_CONFIG) || exists(super::folder::CONFIG) {
-            return Ok(None);
-        }
-        let (config, base, head) = LoraConfig::read(path)?;
-        let base = base_folder(path, base.as_deref())?;
-        Ok(Some((base, head, Merge { folder: path.into(), config })))
+    /// The base model of a folder of adapters, its head, and what is merged into it.
+    pub(super) fn of(path: &Path, base: Option<&Path>) -> Result<(PathBuf, Head, Merge)> {
+        let (config, named, head) = LoraConfig::read(path)?;
+        let base = match base {
+            Some(base) => base.to_path_buf(),
+            None => base_folder(path, named.as_deref())?,
+        };
+        Ok((base, head, Merge { folder: path.into(), config }))
     }
 
     /// Whether a parameter may be missing in the base: it comes with the adapters.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::config::{self, SpecialTokens};
 use super::fields::{Fields, describe, parse_object, read_text};
-use super::adapter::Merge;
+use super::adapter::{Merge, is_adapters};
 use super::load::{Allow, HEAD, Shards};
 use super::lora::LoraConfig;
 use super::write::write_atomically;
@@ -59,7 +59,7 @@ pub struct ModelFolder {
     /// The adapters that are trained on it: they are saved, and not the model.
     pub adapters: Option<Arc<LoraConfig>>,
     /// The adapters that are merged into it when it is read.
-    pub merge: Option<Merge>,
+    pub(super) merge: Option<Merge>,
 }
 
 impl ModelFolder {
@@ -67,14 +67,29 @@ impl ModelFolder {
     /// with the adapters merged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        if let Some((base, head, merge)) = Merge::of(path)? {
-            let base = Self::open(&base)?;
-            let base = if base.head == head { base } else { base.with_head(head)? };
-            return Ok(ModelFolder { merge: Some(merge), ..base });
+        if is_adapters(path) {
+            return Self::open_adapters(path, None);
         }
         let mut folder = Self::read_config(path)?;
         folder.dtype = Shards::open(path)?.dtype();
         Ok(folder)
+    }
+
+    /// Opens a folder of adapters as its base model with the adapters merged. `base` is where that lies, if
+    /// not where adapter_config.json says.
+    ///
+    /// # Errors
+    /// As [`LoraConfig::read`]; [`Error::File`] where the base model is not where it is said to be.
+    pub fn open_adapters(path: impl AsRef<Path>, base: Option<&Path>) -> Result<Self> {
+        let (place, head, merge) = Merge::of(path.as_ref(), base)?;
+        let folder = Self::open(&place)?;
+        let folder = if folder.head == head { folder } else { folder.with_head(head)? };
+        Ok(ModelFolder { merge: Some(merge), ..folder })
+    }
+
+    /// The folder of the adapters that are merged into it, where there are any.
+    pub fn adapters_folder(&self) -> Option<&Path> {
+        self.merge.as_ref().map(|merge| &*merge.folder)
     }
 
     /// Makes a folder with a fresh config.json, for weights to be [saved](super::save) in.

@@ -22,7 +22,7 @@ mod save;
 mod scoring;
 mod write;
 
-pub use adapter::{ADAPTER, Adapted, Merge, read_adapter};
+pub use adapter::{ADAPTER, Adapted, base_of_adapters, read_adapter};
 pub use config::SpecialTokens;
 pub use finite::check_weights;
 pub use folder::{Head, ModelFolder};

@@ -118,20 +118,21 @@ impl Block {
         }
     }
 
-    /// The next residual stream, and everything the backward needs.
+    /// The next residual stream, and everything the backward needs, which takes the batch's noise.
     pub(super) fn forward<T: Element>(
         &self,
         config: &DecoderConfig,
         weights: &Weights<T>,
         batch: &Batch<T>,
         input: Tensor<T>,
+        noise: Option<u64>,
     ) -> Result<(Tensor<T>, SavedBlock<T>)> {
         let device = input.device();
         let rows = input.rows();
         let (input_normed, input_rstd) =
             norm(&input, weights, self.attention_norm, config.rms_eps)?;
         let Projected { qkv, qk, low: qkv_low } =
-            self.project(config, weights, &batch.rope, &input_normed)?;
+            self.project(config, weights, &batch.rope, &input_normed, noise)?;
         let mut attention = Tensor::to_fill(&device, rows, config.heads * config.head_dim)?;
         let mut lse = Tensor::to_fill(&device, rows, config.heads)?;
         attention::forward(
@@ -143,11 +144,12 @@ impl Block {
         )?;
         let mut middle = input.try_clone()?;
         let output_low =
-            self.output.forward(weights, attention.view(), middle.view_mut(), Output::Add)?;
+            self.output.forward(weights, attention.view(), middle.view_mut(), Output::Add, noise)?;
         let (middle_normed, middle_rstd) = norm(&middle, weights, self.mlp_norm, config.rms_eps)?;
-        let (gate_up, activation, gate_up_low) = self.gate(config, weights, &middle_normed)?;
+        let (gate_up, activation, gate_up_low) = self.gate(config, weights, &middle_normed, noise)?;
         let mut out = middle.try_clone()?;
-        let down_low = self.down.forward(weights, activation.view(), out.view_mut(), Output::Add)?;
+        let down_low =
+            self.down.forward(weights, activation.view(), out.view_mut(), Output::Add, noise)?;
         let saved = SavedBlock {
             input,
             input_rstd,
@@ -178,12 +180,13 @@ impl Block {
         weights: &Weights<T>,
         table: &RopeTable<T::Stat>,
         x: &Tensor<T>,
+        noise: Option<u64>,
     ) -> Result<Projected<T>> {
         let device = x.device();
         let d = config.head_dim;
         let (q, kv) = (config.heads * d, config.kv_heads * d);
         let mut qkv = Tensor::to_fill(&device, x.rows(), q + 2 * kv)?;
-        let low = self.qkv.forward(weights, x.view(), qkv.view_mut(), Output::Set)?;
+        let low = self.qkv.forward(weights, x.view(), qkv.view_mut(), Output::Set, noise)?;
         if let Some((first, last)) = self.qkv_bias {
             elementwise::add_bias(weights.span(first, last)?, qkv.view_mut())?;
         }
@@ -216,10 +219,11 @@ impl Block {
         config: &DecoderConfig,
         weights: &Weights<T>,
         x: &Tensor<T>,
+        noise: Option<u64>,
     ) -> Result<(Tensor<T>, Tensor<T>, Option<Tensor<T>>)> {
         let device = x.device();
         let mut gate_up = Tensor::to_fill(&device, x.rows(), 2 * config.ff)?;
-        let low = self.gate_up.forward(weights, x.view(), gate_up.view_mut(), Output::Set)?;
+        let low = self.gate_up.forward(weights, x.view(), gate_up.view_mut(), Output::Set, noise)?;
         let mut activation = Tensor::to_fill(&device, x.rows(), config.ff)?;
         swiglu::forward(gate_up.view(), activation.view_mut())?;
         Ok((gate_up, activation, low))
@@ -241,18 +245,18 @@ impl Block {
         let matrix = |cols: usize| Tensor::<T>::to_fill(&device, rows, cols);
 
         let mut dactivation = matrix(config.ff)?;
-        let input = (saved.activation.view(), saved.low.down.as_ref());
+        let input = (saved.activation.view(), saved.low.down.as_ref(), batch.noise);
         self.down.backward(weights, dx.view(), input, dactivation.view_mut(), grads)?;
         let mut dgate_up = matrix(2 * config.ff)?;
         swiglu::backward(dactivation.view(), saved.gate_up.view(), dgate_up.view_mut())?;
         let mut dnormed = matrix(config.hidden)?;
-        let input = (saved.middle_normed.view(), saved.low.gate_up.as_ref());
+        let input = (saved.middle_normed.view(), saved.low.gate_up.as_ref(), batch.noise);
         self.gate_up.backward(weights, dgate_up.view(), input, dnormed.view_mut(), grads)?;
         let normed = (saved.middle.view(), saved.middle_rstd.view());
         norm::backward(dnormed.view(), normed, weights, self.mlp_norm, dx.view_mut(), Mode::Add, grads)?;
 
         let mut dattention = matrix(config.heads * config.head_dim)?;
-        let input = (saved.attention.view(), saved.low.output.as_ref());
+        let input = (saved.attention.view(), saved.low.output.as_ref(), batch.noise);
         self.output.backward(weights, dx.view(), input, dattention.view_mut(), grads)?;
         let mut dqkv = matrix(saved.qkv.cols())?;
         attention::backward(
@@ -265,7 +269,7 @@ impl Block {
             dqkv.view_mut(),
         )?;
         self.project_backward(config, weights, batch, saved.qk, &mut dqkv, grads)?;
-        let input = (saved.input_normed.view(), saved.low.qkv.as_ref());
+        let input = (saved.input_normed.view(), saved.low.qkv.as_ref(), batch.noise);
         self.qkv.backward(weights, dqkv.view(), input, dnormed.view_mut(), grads)?;
         let normed = (saved.input.view(), saved.input_rstd.view());
         norm::backward(dnormed.view(), normed, weights, self.attention_norm, dx.view_mut(), Mode::Add, grads)
@@ -323,7 +327,7 @@ impl Block {
         let d = config.head_dim;
         let (q, kv) = (config.heads * d, config.kv_heads * d);
         let (normed, _) = norm(&x, weights, self.attention_norm, config.rms_eps)?;
-        let Projected { qkv, .. } = self.project(config, weights, table, &normed)?;
+        let Projected { qkv, .. } = self.project(config, weights, table, &normed, None)?;
         let new = qkv.view().cols_range(q, 2 * kv)?;
         kv_cache::write(new, places, cache.keys.view_mut(), cache.values.view_mut())?;
         let mut attention = Tensor::to_fill(&device, x.rows(), q)?;
@@ -335,10 +339,10 @@ impl Block {
             &heads(config),
             attention.view_mut(),
         )?;
-        self.output.forward(weights, attention.view(), x.view_mut(), Output::Add)?;
+        self.output.forward(weights, attention.view(), x.view_mut(), Output::Add, None)?;
         let (normed, _) = norm(&x, weights, self.mlp_norm, config.rms_eps)?;
-        let (_, activation, _) = self.gate(config, weights, &normed)?;
-        self.down.forward(weights, activation.view(), x.view_mut(), Output::Add)?;
+        let (_, activation, _) = self.gate(config, weights, &normed, None)?;
+        self.down.forward(weights, activation.view(), x.view_mut(), Output::Add, None)?;
         Ok(x)
     }
 }

@@ -41,6 +41,9 @@ pub struct Batch<T: Element> {
     pub rows: Tensor<i32>,
     /// `[N, 1]` the scored tokens.
     pub targets: Tensor<i32>,
+    /// The seed of what a forward for training leaves out of the adapters' inputs; none: nothing. A forward
+    /// that keeps nothing for a backward leaves out nothing.
+    pub noise: Option<u64>,
 }
 
 /// Whether a forward keeps what its backward needs.
@@ -134,6 +137,7 @@ impl Decoder {
             rope: self.rope(device, &layout.positions)?,
             rows: Tensor::column(device, &layout.rows)?,
             targets: Tensor::column(device, &layout.targets)?,
+            noise: None,
             layout,
         })
     }
@@ -154,8 +158,9 @@ impl Decoder {
         let mut x = Tensor::to_fill(&device, rows, hidden)?;
         embedding::forward(weights.get(self.embed)?, batch.tokens.view(), x.view_mut())?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
+        let noise = batch.noise.filter(|_| keep != Keep::Nothing);
         for block in &self.blocks {
-            let (out, saved) = block.forward(&self.config, weights, batch, x)?;
+            let (out, saved) = block.forward(&self.config, weights, batch, x, noise)?;
             x = out;
             match keep {
                 Keep::Nothing => {}
@@ -193,7 +198,9 @@ impl Decoder {
         for (block, saved) in self.blocks.iter().zip(saved.blocks).rev() {
             let saved = match saved {
                 SavedInput::Full(saved) => *saved,
-                SavedInput::Input(x) => block.forward(&self.config, weights, batch, x)?.1,
+                SavedInput::Input(x) => {
+                    block.forward(&self.config, weights, batch, x, batch.noise)?.1
+                }
             };
             block.backward(&self.config, weights, batch, saved, &mut dx, grads)?;
         }

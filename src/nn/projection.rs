@@ -3,7 +3,8 @@ use std::ops::Range;
 use super::lora::Lora;
 use super::{ParamId, ParamTable, Weights, linear};
 use crate::device::matmul::{Output, Trans, matmul};
-use crate::ops::elementwise;
+use crate::ops::dropout::{self, Dropout};
+use crate::ops::{Mode, elementwise};
 use crate::{Element, Result, Tensor, View, ViewMut};
 
 /// A linear map of a block, `y = x W^T`: one or several modules of the model whose weights are adjacent, so
@@ -21,6 +22,8 @@ struct Adapters {
     a: (ParamId, ParamId),
     ranks: usize,
     parts: Vec<Adapter>,
+    /// The share of the inputs that training leaves out.
+    dropout: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -72,25 +75,29 @@ impl Projection {
             Adapter { b, columns, ranks, scale: adapted.scale }
         });
         let parts = parts.collect();
-        self.adapters = first.map(|a| Adapters { a, ranks, parts });
+        self.adapters = first.map(|a| Adapters { a, ranks, parts, dropout: lora.dropout });
     }
 
     fn weight<'a, T: Element>(&self, weights: &'a Weights<T>) -> Result<View<'a, T>> {
         weights.span(self.modules[0], self.modules[self.modules.len() - 1])
     }
 
-    /// `y [T, out]` = or += `x [T, in] W^T`, and what the adapters' backward needs.
+    /// `y [T, out]` = or += `x [T, in] W^T`, and what the adapters' backward needs. `noise` is the seed of
+    /// what training leaves out.
     pub fn forward<T: Element>(
         &self,
         weights: &Weights<T>,
         x: View<T>,
         mut y: ViewMut<T>,
         output: Output,
+        noise: Option<u64>,
     ) -> Result<Option<Tensor<T>>> {
         matmul(x, Trans::No, self.weight(weights)?, Trans::Yes, y.reborrow(), output)?;
         let Some(adapters) = &self.adapters else { return Ok(None) };
         let mut low = Tensor::to_fill(&x.device(), x.rows(), adapters.ranks)?;
         let (first, last) = adapters.a;
+        let thinned = adapters.thin(x, noise)?;
+        let x = thinned.as_ref().map_or(x, Tensor::view);
         linear::set(x, weights.span(first, last)?, low.view_mut())?;
         for part in &adapters.parts {
             let (ranks, columns) = (&part.ranks, &part.columns);
@@ -103,12 +110,12 @@ impl Projection {
     }
 
     /// `dx [T, in] = dy [T, out] W`; adds to the gradients of what is trained. `low` is what the forward of
-    /// `x` returned.
+    /// `x` with this `noise` returned.
     pub fn backward<T: Element>(
         &self,
         weights: &Weights<T>,
         dy: View<T>,
-        (x, low): (View<T>, Option<&Tensor<T>>),
+        (x, low, noise): (View<T>, Option<&Tensor<T>>, Option<u64>),
         mut dx: ViewMut<T>,
         grads: &mut Weights<T::Stat>,
     ) -> Result<()> {
@@ -129,8 +136,32 @@ impl Projection {
             elementwise::scale(part.scale, dlow)?;
         }
         let (first, last) = adapters.a;
+        let thinned = adapters.thin(x, noise)?;
+        let x = thinned.as_ref().map_or(x, Tensor::view);
         linear::weight_gradient(dlow.view(), x, grads.span_mut(first, last)?)?;
         let a = weights.span(first, last)?;
-        matmul(dlow.view(), Trans::No, a, Trans::No, dx, Output::Add)
+        let Some(dropout) = adapters.dropout(noise) else {
+            return matmul(dlow.view(), Trans::No, a, Trans::No, dx, Output::Add);
+        };
+        let mut dthinned = thinned.expect("there is dropout");
+        linear::input_gradient(dlow.view(), a, dthinned.view_mut())?;
+        dropout::forward(dropout, dthinned.view(), dx, Mode::Add)
+    }
+}
+
+impl Adapters {
+    /// What training leaves out of the inputs: the same for modules that read the same.
+    fn dropout(&self, noise: Option<u64>) -> Option<Dropout> {
+        let (first, _) = self.a;
+        let seed = noise.filter(|_| self.dropout > 0.0)?;
+        Some(Dropout { share: self.dropout, seed, stream: first.index() as u64 })
+    }
+
+    /// The inputs that are left.
+    fn thin<T: Element>(&self, x: View<T>, noise: Option<u64>) -> Result<Option<Tensor<T>>> {
+        let Some(dropout) = self.dropout(noise) else { return Ok(None) };
+        let mut thinned = Tensor::to_fill(&x.device(), x.rows(), x.cols())?;
+        dropout::forward(dropout, x, thinned.view_mut(), Mode::Set)?;
+        Ok(Some(thinned))
     }
 }

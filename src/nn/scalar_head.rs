@@ -43,7 +43,7 @@ impl<T: Element> Scorer<T> {
 
     /// Scores, and what their backward needs.
     pub fn forward(&self, layout: Layout, at: ScoreAt, keep: Keep) -> Result<Scored<T>> {
-        forward(&self.decoder, &self.weights, layout, at, keep)
+        forward(&self.decoder, &self.weights, layout, at, keep, None)
     }
 
     /// Adds to `grads`, from the derivative with respect to each score.
@@ -73,13 +73,14 @@ pub struct Scored<T: Element> {
     x: Tensor<T>,
 }
 
-/// The scores of a layout: trunk and head.
+/// The scores of a layout: trunk and head. `noise` is that of the [batch](Batch::noise).
 pub fn forward<T: Element>(
     decoder: &Decoder,
     weights: &Weights<T>,
     layout: Layout,
     at: ScoreAt,
     keep: Keep,
+    noise: Option<u64>,
 ) -> Result<Scored<T>> {
     let score = weights.get(head(decoder)?)?;
     let device = weights.arena().device();
@@ -87,7 +88,7 @@ pub fn forward<T: Element>(
         ScoreAt::Last => Tensor::column(&device, &layout.last_rows()?)?,
         ScoreAt::Every => Tensor::column(&device, &layout.rows)?,
     };
-    let batch = decoder.batch::<T>(&device, layout)?;
+    let batch = Batch { noise, ..decoder.batch::<T>(&device, layout)? };
     let (hidden, saved) = decoder.forward(weights, &batch, keep)?;
     let mut x = Tensor::zeros(&device, rows.rows(), hidden.cols())?;
     gather_rows::forward(hidden.view(), rows.view(), x.view_mut())?;

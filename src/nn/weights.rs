@@ -10,6 +10,13 @@ use crate::{Element, Error, Plain, Result, Tensor, View, ViewMut};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ParamId(usize);
 
+impl ParamId {
+    /// Its place in the table's order.
+    pub(super) fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// What an arena says about one parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamInfo {

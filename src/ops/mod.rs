@@ -6,6 +6,7 @@ mod large;
 
 pub mod adamw;
 pub mod attention;
+pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod gae;

@@ -183,7 +183,7 @@ impl<T: Element<Stat = f32>> Policy<T> {
         if self.decoder.score().is_some() {
             return self.queue_train_scores(method, micro, totals, grads);
         }
-        let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
+        let batch = self.training_batch(micro)?;
         let layout = &batch.layout;
         let mut scores = DeviceScores::new(&self.device, layout)?;
         self.queue_reference(method, micro, &batch, reference, &mut scores)?;
@@ -318,7 +318,7 @@ mod tests {
         weights.arena_mut().as_mut_slice().unwrap().iter_mut().for_each(|w| *w *= 8.0);
         let weights = weights.to_device(device).unwrap();
         let (head, device) = (LmHead { chunk_bytes: 300, ..LmHead::default() }, device.clone());
-        Policy { decoder, head, weights, reference: None, checkpointing: true, device }
+        Policy { decoder, head, weights, reference: None, checkpointing: true, device, noise: None }
     }
 
     /// A step waits for nothing, and its gradient is the CPU's.

@@ -9,6 +9,7 @@ use super::master::Master;
 use super::methods::{Method, MicroBatch, Scores, Sft, StepTotals, Weighted};
 use super::rollout::{self, Episode, Sampler, stream};
 use super::session::{Outcome, Session, Task};
+use super::step::noise;
 use super::{Batches, Means, Observer, Optimizer, Policy, TrainConfig};
 use crate::data::{Dataset, Prompt};
 use crate::models::ModelFolder;
@@ -67,6 +68,9 @@ struct Run<'a, T: Element> {
     batches: Batches,
     passes: Passes,
 }
+
+/// The noise of pretraining texts is numbered from here in an update.
+const PRETRAINING: usize = 1 << 20;
 
 struct Pretraining<'a> {
     method: Weighted<'a>,
@@ -319,8 +323,9 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             mini_batch.iter().map(|m| method.micro_batch(m)).collect::<Result<_>>()?;
         let totals = method.totals(&micros);
         let (mut policy_loss, mut value_loss, mut clipped) = (0.0, 0.0, 0);
-        for micro in &micros {
+        for (i, micro) in micros.iter().enumerate() {
             let mut scores = Scores::default();
+            self.policy.noise = noise(session.config.seed, session.state.updates, i);
             let grads = &mut self.grads;
             policy_loss +=
                 self.policy.forward_backward(method, micro, &totals, &mut scores, grads)?;
@@ -333,7 +338,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
                 clipped += out.1;
             }
         }
-        let ptx = self.pretrain(session.state.updates as usize + 1)?;
+        let ptx = self.pretrain(session.config.seed, session.state.updates as usize + 1)?;
         let norms = self.norms()?;
         let measured = Measured {
             policy_loss,
@@ -348,7 +353,7 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
     }
 
     /// Adds the gradient of the pretraining texts of an update, and gives their loss.
-    fn pretrain(&mut self, update: usize) -> Result<Option<f64>> {
+    fn pretrain(&mut self, seed: u64, update: usize) -> Result<Option<f64>> {
         let Some(Pretraining { method, batches }) = &mut self.pretraining else { return Ok(None) };
         let micros: Vec<MicroBatch> =
             batches.step(update).iter().map(|e| method.micro_batch(e)).collect::<Result<_>>()?;
@@ -356,7 +361,8 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         // A text is no sample: its likelihood is that of the model as it is.
         let temperature = std::mem::replace(&mut self.policy.head.options.temperature, 1.0);
         let mut loss = Ok(0.0);
-        for micro in &micros {
+        for (i, micro) in micros.iter().enumerate() {
+            self.policy.noise = noise(seed, update as u64, PRETRAINING + i);
             let (policy, grads) = (&self.policy, &mut self.grads);
             let scores = &mut Scores::default();
             let share = policy.forward_backward(method, micro, &totals, scores, grads);

@@ -48,7 +48,7 @@ impl<T: Element<Stat = f32>> Policy<T> {
 
     fn last_scores(&self, micro: &MicroBatch, keep: Keep) -> Result<Scored<T>> {
         let layout = micro.layout.clone();
-        scalar_head::forward(&self.decoder, &self.weights, layout, ScoreAt::Last, keep)
+        scalar_head::forward(&self.decoder, &self.weights, layout, ScoreAt::Last, keep, self.noise)
     }
 
     fn keep(&self) -> Keep {

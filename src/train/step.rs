@@ -4,6 +4,7 @@ use super::methods::{Coefficients, Method, MicroBatch, Scores, StepTotals};
 use crate::nn::{Batch, Decoder, Keep, Layout, LmHead, Weights};
 use crate::ops::sequence_sum;
 use crate::ops::token_logprobs::{TokenStats, Wanted};
+use crate::rng::Rng;
 use crate::{Device, Element, Real, Result, Tensor};
 
 /// A decoder with its language head and the weights that it is trained from.
@@ -21,6 +22,13 @@ pub struct Policy<T: Element> {
     pub checkpointing: bool,
     /// Where it runs.
     pub device: Device,
+    /// The seed of what the next micro-batch leaves out of the adapters' inputs; none: nothing.
+    pub noise: Option<u64>,
+}
+
+/// What the `micro`-th micro-batch of an update leaves out of the adapters' inputs: the same in every run.
+pub(super) fn noise(seed: u64, update: u64, micro: usize) -> Option<u64> {
+    Some(Rng::at(seed, 1 << 44 | update, 2 * micro as u64).next_u64())
 }
 
 pub(super) const WANTED: Wanted =
@@ -44,7 +52,7 @@ impl<T: Element<Stat = f32>> Policy<T> {
         if self.decoder.score().is_some() {
             return self.train_scores(method, micro, totals, scores, grads);
         }
-        let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
+        let batch = self.training_batch(micro)?;
         self.score_reference(method, micro, &batch, scores)?;
         let mut value = 0.0;
         self.differentiate(method, &batch, grads, |sequences, stats| {
@@ -54,6 +62,12 @@ impl<T: Element<Stat = f32>> Policy<T> {
             per_token(&self.device, &batch.layout, sequences, &loss.coefficients)
         })?;
         Ok(value)
+    }
+
+    /// A micro-batch where the policy runs, with the noise of its training.
+    pub(super) fn training_batch(&self, micro: &MicroBatch) -> Result<Batch<T>> {
+        let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
+        Ok(Batch { noise: self.noise, ..batch })
     }
 
     /// The passes of one micro-batch: `loss` is told the statistics of each chunk of sequences, and

@@ -9,6 +9,7 @@ use super::master::Master;
 use super::methods::{Method, MicroBatch, Scores, StepTotals};
 use super::metrics::{Record, Sum};
 use super::session::{Outcome, Session, Task};
+use super::step::noise;
 use super::{Batches, Means, Optimizer, Policy, SyncRefModel, TrainConfig};
 use crate::device::pool;
 use crate::models::ModelFolder;
@@ -252,7 +253,9 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
     /// A step whose loss is computed on the host.
     fn step_now(&mut self, session: &mut Session, rate: f64, micros: &[MicroBatch]) -> Result<()> {
         let mut means = session.state.means.clone();
-        match self.gradient(micros, &StepTotals::of(micros), &mut means) {
+        let (seed, update) = (session.config.seed, session.state.step as u64);
+        let noise = |micro| noise(seed, update, micro);
+        match self.gradient(micros, &StepTotals::of(micros), &mut means, noise) {
             Ok((loss, norm, scale)) if loss.is_finite() && norm.is_finite() => {
                 means.add("loss", loss);
                 session.state.means = means;
@@ -310,11 +313,14 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         micros: &[MicroBatch],
         totals: &StepTotals,
         means: &mut Means,
+        noise: impl Fn(usize) -> Option<u64>,
     ) -> Result<(f64, f64, Tensor<f64>)> {
         elementwise::fill(0.0, self.grads.arena_mut().view_mut())?;
-        let (policy, method) = (&self.policy, self.method);
+        let method = self.method;
         let mut loss = 0.0;
-        for micro in micros {
+        for (i, micro) in micros.iter().enumerate() {
+            self.policy.noise = noise(i);
+            let policy = &self.policy;
             let reference = self.known_reference(micro).unwrap_or_default();
             let mut scores = Scores { reference, ..Scores::default() };
             loss += policy.forward_backward(method, micro, totals, &mut scores, &mut self.grads)?;

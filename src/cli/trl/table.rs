@@ -70,13 +70,13 @@ pub const GROUPS: &[Group] = &[
         "eval_packing", "force_use_ref_model", "group_by_length", "ignore_data_skip", "load_in_4bit",
         "load_in_8bit", "mask_truncated_completions", "no_cuda", "packing", "precompute_ref_log_probs", "push_to_hub",
         "sync_ref_model", "train_on_inputs", "use_adaptive_entropy", "use_bias_correction_kl", "use_cpu",
-        "use_dora", "use_peft", "use_rslora", "use_weighting", "use_deepspeed", "use_fsdp", "use_megatron_lm", "multi_gpu",
+        "use_dora", "use_weighting", "use_deepspeed", "use_fsdp", "use_megatron_lm", "multi_gpu",
         "is_encoder_decoder", "generate_during_eval",
     ]),
     of("Off, as here", Fate::Same, &["0", "0.0"], &["entropy_coef", "eval_delay", "label_smoothing_factor", "min_p", "neftune_noise_alpha", "sft_weight", "top_k"]),
     of("Off, as here", Fate::Same, &["1", "1.0"], &["repetition_penalty", "top_entropy_quantile", "top_p"]),
     of("Off, as here", Fate::Same, &["no", "none", "false"], &["fsdp"]),
-    of("On, as here", Fate::Same, &["true"], &["disable_dropout", "full_determinism"]),
+    of("On, as here", Fate::Same, &["true"], &["full_determinism"]),
     of("TRL's default, as here", Fate::Same, &["adamw_torch", "adamw"], &["optim"]),
     of("Ways to compute AdamW", Fate::Notice("the optimiser is AdamW in float32"), &[
         "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision",
@@ -121,7 +121,7 @@ pub const GROUPS: &[Group] = &[
     any("Mixtures of experts, several rewards, words for what is off", NO_EFFECT, &[
         "bnb_4bit_quant_storage", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "use_bnb_nested_quant",
         "entropy_coef_delta", "entropy_coef_max", "entropy_coef_min", "entropy_target",
-        "lora_alpha", "lora_dropout", "lora_modules_to_save", "lora_r", "lora_target_modules", "lora_target_parameters", "lora_task_type",
+        "lora_task_type",
         "multi_objective_aggregation", "packing_strategy", "router_aux_loss_coef", "sapo_temperature_neg", "sapo_temperature_pos",
         "vespo_k_neg", "vespo_k_pos", "vespo_lambda_neg", "vespo_lambda_pos",
     ]),
@@ -130,7 +130,6 @@ pub const GROUPS: &[Group] = &[
         keys: &["ref_model_mixup_alpha", "ref_model_sync_steps"],
         commands: &["sft", "kto", "reward", "grpo", "rloo", "online-dpo", "ppo", "spin"],
     },
-    of("Dropout, of which there is none", Fate::Notice("the models that are read here have no dropout"), &["false"], &["disable_dropout"]),
     of("Shuffling before an epoch's own order", NO_EFFECT, &["true", "false"], &["shuffle_dataset"]),
     of("A set of random numbers", NO_EFFECT, &["false"], &["full_determinism"]),
     any("Trackers", Fate::Notice("metrics go to the terminal and to metrics.jsonl"), &["report_to"]),
@@ -163,7 +162,8 @@ pub const GROUPS: &[Group] = &[
 /// What to do in the place of a key whose value is refused.
 #[rustfmt::skip]
 pub const REMEDIES: &[(&str, &[&str])] = &[
-    ("adapters are not there: leave it out to train every weight", &["use_peft", "use_dora", "use_rslora"]),
+    ("adapters are LoRA, with use_rslora where it is wanted: leave it out", &["use_dora"]),
+    ("adapters are on linear modules: leave it out", &["lora_target_parameters"]),
     ("weights are not quantised: leave it out", &["load_in_4bit", "load_in_8bit"]),
     ("AdamW is the optimiser: leave it out", &["optim", "optim_args", "optim_target_modules"]),
     ("one seed draws everything: set seed", &["data_seed"]),

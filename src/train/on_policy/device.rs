@@ -1,7 +1,7 @@
 //! The passes of a step on a GPU: queued, and looked at when all are. Nothing is copied to the host
 //! between what the episodes' log-probs say and the end of the step.
 
-use super::{Measured, Norms, Pretraining, Run};
+use super::{Measured, Norms, PRETRAINING, Pretraining, Run};
 use crate::losses::Ppo;
 use crate::ops::{gae, gather_rows};
 use crate::train::algorithms::{Algorithm, DeviceTokens, Learning};
@@ -10,7 +10,7 @@ use crate::train::methods::{Method, MicroBatch, StepTotals};
 use crate::train::metrics::Means;
 use crate::train::rollout::{self, Episode};
 use crate::train::session::Session;
-use crate::train::step::{LOGPS_ONLY, offsets};
+use crate::train::step::{LOGPS_ONLY, noise, offsets};
 use crate::train::{DeviceScores, Policy};
 use crate::{Device, Element, Error, Result, Tensor};
 
@@ -234,11 +234,12 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
             mini_batch.iter().map(|m| method.micro_batch(m)).collect::<Result<_>>()?;
         let totals = method.totals(&micros);
         let mut learnt = Vec::with_capacity(micros.len());
-        for micro in micros {
+        for (i, micro) in micros.into_iter().enumerate() {
+            self.policy.noise = noise(session.config.seed, session.state.updates, i);
             let picked = columns.picked(&micro.examples, method)?;
             learnt.push(self.queue_micro_batch(method, micro, &totals, &picked)?);
         }
-        let pretraining = self.queue_pretraining(session.state.updates as usize + 1)?;
+        let pretraining = self.queue_pretraining(session)?;
         Ok(Update { micros: learnt, totals, pretraining, norms: self.norms()? })
     }
 
@@ -249,8 +250,8 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         totals: &StepTotals,
         picked: &Picked,
     ) -> Result<Learnt> {
-        let Policy { decoder, device, .. } = &self.policy;
-        let batch = decoder.batch::<T>(device, micro.layout.clone())?;
+        let device = &self.policy.device;
+        let batch = self.policy.training_batch(&micro)?;
         let layout = &batch.layout;
         let mut scores = DeviceScores::new(device, layout)?;
         let mut logps = Tensor::zeros(device, layout.scored(), 1)?;
@@ -285,13 +286,15 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         Ok(Learnt { micro, scores, logps, values })
     }
 
-    fn queue_pretraining(&mut self, update: usize) -> Result<Option<Pretrained>> {
+    fn queue_pretraining(&mut self, session: &Session) -> Result<Option<Pretrained>> {
+        let (seed, update) = (session.config.seed, session.state.updates as usize + 1);
         let Some(Pretraining { method, batches }) = &mut self.pretraining else { return Ok(None) };
         let micros: Vec<MicroBatch> =
             batches.step(update).iter().map(|e| method.micro_batch(e)).collect::<Result<_>>()?;
         let totals = StepTotals::of(&micros);
         let temperature = std::mem::replace(&mut self.policy.head.options.temperature, 1.0);
-        let each = micros.into_iter().map(|micro| {
+        let each = micros.into_iter().enumerate().map(|(i, micro)| {
+            self.policy.noise = noise(seed, update as u64, PRETRAINING + i);
             let (policy, grads) = (&self.policy, &mut self.grads);
             let scores = policy.queue_forward_backward(method, &micro, &totals, None, grads)?;
             Ok((micro, scores))

@@ -4,6 +4,7 @@ use super::Run;
 use crate::train::DeviceScores;
 use crate::train::methods::{MicroBatch, StepTotals};
 use crate::train::session::Session;
+use crate::train::step::noise;
 use crate::{Element, Result, Tensor};
 
 /// A step that a GPU was given, with what it will have measured.
@@ -30,7 +31,8 @@ impl<T: Element<Stat = f32>> Run<'_, T> {
         crate::ops::elementwise::fill(0.0, self.grads.arena_mut().view_mut())?;
         let totals = StepTotals::of(&micros);
         let mut scores = Vec::with_capacity(micros.len());
-        for micro in &micros {
+        for (i, micro) in micros.iter().enumerate() {
+            self.policy.noise = noise(session.config.seed, session.state.step as u64, i);
             let known = self.known_reference(micro);
             scores.push(self.policy.queue_forward_backward(
                 self.method,

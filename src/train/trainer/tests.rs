@@ -124,6 +124,7 @@ impl Fixture {
             reference,
             checkpointing,
             device: device.clone(),
+            noise: None,
         }
     }
 
