@@ -24,18 +24,19 @@ pub struct LoraArgs {
     /// those that the run starts from]
     #[arg(long, value_name = "DIR|none")]
     ref_adapter: Option<PathBuf>,
-    /// Rank of the adapters
-    #[arg(long, default_value_t = 16, value_name = "N")]
-    lora_r: usize,
-    /// Adapters are multiplied by this number over their rank
-    #[arg(long, default_value_t = 32.0, value_name = "X")]
-    lora_alpha: f64,
-    /// Share of an adapter's inputs that each training step leaves out
-    #[arg(long, default_value_t = 0.05, value_name = "X")]
-    lora_dropout: f64,
-    /// Modules that get adapters: names or ends of names, all-linear, or a regular expression
-    #[arg(long, default_value = "q_proj,v_proj", value_name = "NAME,...")]
-    lora_target_modules: String,
+    /// Rank of the adapters [default: 16]
+    #[arg(long, value_name = "N")]
+    lora_r: Option<usize>,
+    /// Adapters are multiplied by this number over their rank [default: 32]
+    #[arg(long, value_name = "X")]
+    lora_alpha: Option<f64>,
+    /// Share of an adapter's inputs that each training step leaves out [default: 0.05]
+    #[arg(long, value_name = "X")]
+    lora_dropout: Option<f64>,
+    /// Modules that get adapters: names or ends of names, all-linear, or a regular expression [default:
+    /// q_proj,v_proj]
+    #[arg(long, value_name = "NAME,...")]
+    lora_target_modules: Option<String>,
     /// Modules that get none, though they are targets [default: none]
     #[arg(long, value_name = "NAME,...")]
     lora_exclude_modules: Option<String>,
@@ -51,12 +52,12 @@ pub struct LoraArgs {
     /// Modules that are trained in full beside the adapters, such as lm_head [default: none]
     #[arg(long, value_name = "NAME,...")]
     lora_modules_to_save: Option<String>,
-    /// Biases that are trained
-    #[arg(long, default_value = "none")]
-    lora_bias: BiasName,
-    /// Multiply by alpha over the root of the rank (rsLoRA)
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
-    use_rslora: bool,
+    /// Biases that are trained [default: none]
+    #[arg(long)]
+    lora_bias: Option<BiasName>,
+    /// Multiply by alpha over the root of the rank (rsLoRA) [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    use_rslora: Option<bool>,
     /// Leave nothing out, whatever the adapters' dropout [default: false for sft, grpo and rloo, as in TRL,
     /// else true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
@@ -125,22 +126,51 @@ impl LoraArgs {
         Ok(Some(Adapters { config, dropout, from: self.adapter.clone(), reference }))
     }
 
+    /// A sentence on settings of adapters that were given and have no effect.
+    pub fn idle(&self) -> Option<String> {
+        let given = [
+            ("lora_r", self.lora_r.is_some()),
+            ("lora_alpha", self.lora_alpha.is_some()),
+            ("lora_dropout", self.lora_dropout.is_some()),
+            ("lora_target_modules", self.lora_target_modules.is_some()),
+            ("lora_exclude_modules", self.lora_exclude_modules.is_some()),
+            ("lora_layers", self.lora_layers.is_some()),
+            ("lora_rank_pattern", self.lora_rank_pattern.is_some()),
+            ("lora_alpha_pattern", self.lora_alpha_pattern.is_some()),
+            ("lora_modules_to_save", self.lora_modules_to_save.is_some()),
+            ("lora_bias", self.lora_bias.is_some()),
+            ("use_rslora", self.use_rslora == Some(true)),
+        ];
+        let given: Vec<&str> =
+            given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
+        let why = match (&self.adapter, self.use_peft) {
+            (Some(_), _) => "the adapters that the run goes on from have settings of their own",
+            (None, true) => return None,
+            (None, false) => "no effect without use_peft",
+        };
+        (!given.is_empty()).then(|| format!("{why}: {}", given.join(", ")))
+    }
+
     fn config(&self) -> Result<LoraConfig> {
-        if self.lora_r == 0 || self.lora_r > 1 << 16 {
-            return Err(Error::setting("lora_r", "1 to 65536", self.lora_r));
+        let (rank, alpha) = (self.lora_r.unwrap_or(16), self.lora_alpha.unwrap_or(32.0));
+        let dropout = self.lora_dropout.unwrap_or(0.05);
+        if rank == 0 || rank > 1 << 16 {
+            return Err(Error::setting("lora_r", "1 to 65536", rank));
         }
-        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return Err(Error::setting("lora_alpha", "a positive number", self.lora_alpha));
+        if !(alpha.is_finite() && alpha > 0.0) {
+            return Err(Error::setting("lora_alpha", "a positive number", alpha));
         }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(Error::setting("lora_dropout", "at least 0 and below 1", self.lora_dropout));
+        if !(0.0..1.0).contains(&dropout) {
+            return Err(Error::setting("lora_dropout", "at least 0 and below 1", dropout));
         }
-        let layers = self.lora_layers.as_deref().map(|text| {
-            names(text).iter().map(|n| n.parse()).collect::<Result<Vec<usize>, _>>().map_err(|_| {
-                Error::setting("lora_layers", "numbers of layers, with commas", text)
-            })
-        });
-        let whole = |x: &f64| (x.fract() == 0.0 && *x >= 1.0 && *x <= 65536.0).then_some(*x as usize);
+        let layers =
+            self.lora_layers.as_deref().map(|text| {
+                names(text).iter().map(|n| n.parse()).collect::<Result<Vec<usize>, _>>().map_err(
+                    |_| Error::setting("lora_layers", "numbers of layers, with commas", text),
+                )
+            });
+        let whole =
+            |x: &f64| (x.fract() == 0.0 && *x >= 1.0 && *x <= 65536.0).then_some(*x as usize);
         let ranks = pattern("lora_rank_pattern", self.lora_rank_pattern.as_deref())?;
         let ranks = ranks.into_iter().map(|(name, rank)| {
             let expected = "ranks from 1 to 65536";
@@ -148,19 +178,19 @@ impl LoraArgs {
             Ok((name, whole(&rank).ok_or_else(bad)?))
         });
         Ok(LoraConfig {
-            rank: self.lora_r,
-            alpha: self.lora_alpha,
-            dropout: self.lora_dropout,
-            targets: targets(&self.lora_target_modules),
+            rank,
+            alpha,
+            dropout,
+            targets: self.lora_target_modules.as_deref().map_or(Targets::Usual, targets),
             exclude: self.lora_exclude_modules.as_deref().map(names).unwrap_or_default(),
             layers: layers.transpose()?,
             rank_pattern: ranks.collect::<Result<_>>()?,
             alpha_pattern: pattern("lora_alpha_pattern", self.lora_alpha_pattern.as_deref())?,
-            rslora: self.use_rslora,
+            rslora: self.use_rslora.unwrap_or(false),
             bias: match self.lora_bias {
-                BiasName::None => Bias::None,
-                BiasName::All => Bias::All,
-                BiasName::LoraOnly => Bias::LoraOnly,
+                None | Some(BiasName::None) => Bias::None,
+                Some(BiasName::All) => Bias::All,
+                Some(BiasName::LoraOnly) => Bias::LoraOnly,
             },
             modules_to_save: self.lora_modules_to_save.as_deref().map(names).unwrap_or_default(),
         })

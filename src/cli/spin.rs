@@ -89,6 +89,7 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let sets = std::iter::once(&files.train).chain(&files.held_out);
     let sets = sets.map(|path| open(path)).collect::<Result<Vec<_>>>()?;
     let mut progress = Progress::new()?;
+    args.train.lora.idle().iter().for_each(|idle| progress.note(idle));
     files.notices.iter().for_each(|notice| progress.note(notice));
     if let Some((rate, said)) = args.train.default_rate(&given.command, folder.config.hidden) {
         config.learning_rate = rate;
@@ -97,8 +98,8 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     if config.resume.in_place(&config.output_dir) {
         given.agrees(&config.output_dir, &OF_ONE_RUN)?;
     }
-    let changes = claim(&mut config, args.train.overwrite_output_dir, given)?;
-    changes.iter().for_each(|change| progress.note(change));
+    let claim = claim(&mut config, args.train.overwrite_output_dir, given)?;
+    claim.changes.iter().for_each(|change| progress.note(change));
     // It is of the whole run, and not of its iterations.
     if let Some(text) = config.record.take() {
         let path = config.output_dir.join("config.yaml");

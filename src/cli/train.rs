@@ -6,7 +6,7 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::args::{PartLimits, TrainArgs};
-use super::claim::claim;
+use super::claim::{Claim, claim};
 use super::lora::Adapters;
 use super::merge::merge;
 use super::progress::Progress;
@@ -55,6 +55,8 @@ pub struct Run<'a> {
     score: Option<ScoreInit>,
     /// What is trained are adapters on the model.
     adapters: Option<Adapters>,
+    /// The output directory is the run's while this lives.
+    claim: Option<Claim>,
 }
 
 /// A model to train.
@@ -86,6 +88,7 @@ impl<'a> Run<'a> {
             folder = folder.with_chat_template(text);
         }
         let mut progress = Progress::new()?;
+        args.lora.idle().iter().for_each(|idle| progress.note(idle));
         if let Some((rate, said)) = args.default_rate(&given.command, folder.config.hidden) {
             config.learning_rate = rate;
             said.iter().for_each(|said| progress.note(said));
@@ -105,6 +108,7 @@ impl<'a> Run<'a> {
             progress,
             score: None,
             adapters,
+            claim: None,
         })
     }
 
@@ -333,8 +337,9 @@ impl<'a> Run<'a> {
 
     /// Makes the output directory this run's own.
     pub fn claim_output_dir(&mut self) -> Result<()> {
-        let changes = claim(&mut self.config, self.args.overwrite_output_dir, self.given)?;
-        changes.iter().for_each(|change| self.note(change));
+        let claim = claim(&mut self.config, self.args.overwrite_output_dir, self.given)?;
+        claim.changes.iter().for_each(|change| self.note(change));
+        self.claim = Some(claim);
         Ok(())
     }
 }

@@ -54,6 +54,8 @@ fn scalar(value: &Value) -> Option<String> {
 pub struct Given {
     /// The subcommand.
     pub command: String,
+    /// The file that some of them came from.
+    pub file: Option<PathBuf>,
     settings: Mapping,
     /// Those that are paths.
     paths: BTreeSet<String>,
@@ -93,7 +95,8 @@ impl Given {
             settings.insert(id, value);
         }
         let settings = settings.into_iter().map(|(id, value)| (id.into(), value)).collect();
-        Given { command: command.to_string(), settings, paths }
+        let file = matches.try_get_one::<PathBuf>("config").ok().flatten().cloned();
+        Given { command: command.to_string(), file, settings, paths }
     }
 
     /// The settings that have a value, as texts.

@@ -91,7 +91,8 @@ pub fn read_adapter(folder: &Path, weights: &mut Weights<f32>) -> Result<()> {
         let want = if param.vector { vec![param.cols] } else { vec![param.rows, param.cols] };
         if tensor.shape != want {
             let (name, shape) = (one_line(&tensor.name), &tensor.shape);
-            let message = format!("tensor `{name}` is {shape:?}, {ADAPTER_CONFIG} makes it {want:?}");
+            let message =
+                format!("tensor `{name}` is {shape:?}, {ADAPTER_CONFIG} makes it {want:?}");
             return Err(Error::file(file.path(), message));
         }
         let values = &mut arena[param.range.clone()];
@@ -117,7 +118,8 @@ pub fn read_adapter(folder: &Path, weights: &mut Weights<f32>) -> Result<()> {
 fn open(folder: &Path) -> Result<TensorFile> {
     let path = folder.join(ADAPTER);
     if !path.exists() && folder.join("adapter_model.bin").exists() {
-        let message = format!("expected {ADAPTER}, got adapter_model.bin: only safetensors is read");
+        let message =
+            format!("expected {ADAPTER}, got adapter_model.bin: only safetensors is read");
         return Err(Error::file(folder, message));
     }
     TensorFile::open(path)
@@ -212,7 +214,9 @@ impl Merge {
             let base = &mut arena[param.range.clone()];
             let module = param.name.trim_end_matches(".weight");
             if let Some(values) = of(&param.name) {
-                base.iter_mut().zip(values).for_each(|(w, &value)| *w = T::from_stat(stat::<T>(value)));
+                base.iter_mut()
+                    .zip(values)
+                    .for_each(|(w, &value)| *w = T::from_stat(stat::<T>(value)));
             } else if let (Some(adapted), Some(a), Some(b)) = (
                 lora.modules.get(module),
                 of(&format!("{module}.lora_A.weight")),
@@ -221,7 +225,8 @@ impl Merge {
                 add_product(base, (a, b), adapted.rank, param.cols, adapted.scale);
             }
         }
-        *weights.arena_mut() = Tensor::from_host(&weights.arena().device(), &arena, arena.len(), 1)?;
+        *weights.arena_mut() =
+            Tensor::from_host(&weights.arena().device(), &arena, arena.len(), 1)?;
         Ok(())
     }
 
@@ -249,7 +254,13 @@ fn stat<T: Element>(value: f32) -> T::Stat {
 }
 
 /// `W [rows, cols] += scale B [rows, rank] A [rank, cols]`, row by row.
-fn add_product<T: Element>(w: &mut [T], (a, b): (&[f32], &[f32]), rank: usize, cols: usize, scale: f64) {
+fn add_product<T: Element>(
+    w: &mut [T],
+    (a, b): (&[f32], &[f32]),
+    rank: usize,
+    cols: usize,
+    scale: f64,
+) {
     use rayon::prelude::*;
     w.par_chunks_mut(cols).zip(b.par_chunks(rank)).for_each(|(w, b)| {
         let mut sum = vec![0.0f32; cols];

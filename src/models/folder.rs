@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::adapter::{Merge, is_adapters};
 use super::config::{self, SpecialTokens};
 use super::fields::{Fields, describe, parse_object, read_text};
-use super::adapter::{Merge, is_adapters};
 use super::load::{Allow, HEAD, Shards};
 use super::lora::LoraConfig;
 use super::write::write_atomically;

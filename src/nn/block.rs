@@ -99,16 +99,7 @@ impl Block {
         let gate_up = [module("mlp.gate_proj", config.ff), module("mlp.up_proj", config.ff)];
         let gate_up = Projection::new(table, h, &gate_up);
         let down = Projection::new(table, config.ff, &[module("mlp.down_proj", h)]);
-        Block {
-            attention_norm,
-            qkv,
-            qkv_bias,
-            qk_norm,
-            output,
-            mlp_norm,
-            gate_up,
-            down,
-        }
+        Block { attention_norm, qkv, qkv_bias, qk_norm, output, mlp_norm, gate_up, down }
     }
 
     /// Gives adapters to the modules that are to have one.
@@ -143,10 +134,16 @@ impl Block {
             lse.view_mut(),
         )?;
         let mut middle = input.try_clone()?;
-        let output_low =
-            self.output.forward(weights, attention.view(), middle.view_mut(), Output::Add, noise)?;
+        let output_low = self.output.forward(
+            weights,
+            attention.view(),
+            middle.view_mut(),
+            Output::Add,
+            noise,
+        )?;
         let (middle_normed, middle_rstd) = norm(&middle, weights, self.mlp_norm, config.rms_eps)?;
-        let (gate_up, activation, gate_up_low) = self.gate(config, weights, &middle_normed, noise)?;
+        let (gate_up, activation, gate_up_low) =
+            self.gate(config, weights, &middle_normed, noise)?;
         let mut out = middle.try_clone()?;
         let down_low =
             self.down.forward(weights, activation.view(), out.view_mut(), Output::Add, noise)?;
@@ -223,7 +220,8 @@ impl Block {
     ) -> Result<(Tensor<T>, Tensor<T>, Option<Tensor<T>>)> {
         let device = x.device();
         let mut gate_up = Tensor::to_fill(&device, x.rows(), 2 * config.ff)?;
-        let low = self.gate_up.forward(weights, x.view(), gate_up.view_mut(), Output::Set, noise)?;
+        let low =
+            self.gate_up.forward(weights, x.view(), gate_up.view_mut(), Output::Set, noise)?;
         let mut activation = Tensor::to_fill(&device, x.rows(), config.ff)?;
         swiglu::forward(gate_up.view(), activation.view_mut())?;
         Ok((gate_up, activation, low))
@@ -253,7 +251,15 @@ impl Block {
         let input = (saved.middle_normed.view(), saved.low.gate_up.as_ref(), batch.noise);
         self.gate_up.backward(weights, dgate_up.view(), input, dnormed.view_mut(), grads)?;
         let normed = (saved.middle.view(), saved.middle_rstd.view());
-        norm::backward(dnormed.view(), normed, weights, self.mlp_norm, dx.view_mut(), Mode::Add, grads)?;
+        norm::backward(
+            dnormed.view(),
+            normed,
+            weights,
+            self.mlp_norm,
+            dx.view_mut(),
+            Mode::Add,
+            grads,
+        )?;
 
         let mut dattention = matrix(config.heads * config.head_dim)?;
         let input = (saved.attention.view(), saved.low.output.as_ref(), batch.noise);
@@ -272,7 +278,15 @@ impl Block {
         let input = (saved.input_normed.view(), saved.low.qkv.as_ref(), batch.noise);
         self.qkv.backward(weights, dqkv.view(), input, dnormed.view_mut(), grads)?;
         let normed = (saved.input.view(), saved.input_rstd.view());
-        norm::backward(dnormed.view(), normed, weights, self.attention_norm, dx.view_mut(), Mode::Add, grads)
+        norm::backward(
+            dnormed.view(),
+            normed,
+            weights,
+            self.attention_norm,
+            dx.view_mut(),
+            Mode::Add,
+            grads,
+        )
     }
 
     /// Undoes rotation and norm: `dqkv` becomes the gradient of the projection's output.

@@ -241,11 +241,7 @@ impl<T: Plain> Weights<T> {
     }
 
     /// [`Weights::span_mut`] where the parameters are trained: where their gradient goes.
-    pub fn trained_mut(
-        &mut self,
-        first: ParamId,
-        last: ParamId,
-    ) -> Result<Option<ViewMut<'_, T>>> {
+    pub fn trained_mut(&mut self, first: ParamId, last: ParamId) -> Result<Option<ViewMut<'_, T>>> {
         let (range, rows, cols) = self.shape(first, last)?;
         if self.table.info(first).frozen {
             return Ok(None);

@@ -34,7 +34,9 @@ impl Dropout {
     /// A value whose 16 random bits are below it is left out.
     fn threshold(&self) -> Result<u32> {
         match self.share {
-            share if (0.0..1.0).contains(&share) => Ok(((share * 65536.0).round() as u32).min(65535)),
+            share if (0.0..1.0).contains(&share) => {
+                Ok(((share * 65536.0).round() as u32).min(65535))
+            }
             share => Err(Error::setting("dropout", "at least 0 and below 1", share)),
         }
     }
@@ -139,8 +141,7 @@ fn draws(first: u64, dropout: &Dropout) -> [u32; LANES * DRAWS] {
         let block = first + i as u64;
         (a[i], b[i]) = (block as u32, (block >> 32) as u32);
     }
-    let (mut c, mut d) =
-        ([dropout.stream as u32; LANES], [(dropout.stream >> 32) as u32; LANES]);
+    let (mut c, mut d) = ([dropout.stream as u32; LANES], [(dropout.stream >> 32) as u32; LANES]);
     let (mut k0, mut k1) = (dropout.seed as u32, (dropout.seed >> 32) as u32);
     for _ in 0..10 {
         for i in 0..LANES {

@@ -1,5 +1,6 @@
 //! The binary, as a user runs it.
 
+mod adapters;
 mod agreement;
 mod chat;
 mod config;

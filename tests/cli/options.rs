@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Fixture, collimate};
+use super::{Fixture, Running, collimate};
 
 #[test]
 fn settings_outside_their_range() {
@@ -85,12 +85,14 @@ fn output_folders_that_are_taken() {
     fixture.write("file", "");
     fixture.run("dpo", "file", "").fails(&["file"]);
     fixture.run("dpo", "file/below", "").fails(&["file"]);
-    fixture.run("dpo", "model", "").fails(&["the model's own folder"]);
+    for more in ["", "--overwrite-output-dir"] {
+        fixture.run("dpo", "model", more).fails(&["model: holds what --model-name-or-path names"]);
+    }
     fixture.train("dpo", "out", "--save-steps 1");
     fixture.run("dpo", "out", "").fails(&["holds a run already", "--overwrite-output-dir"]);
     // Its own checkpoint is not deleted to make room for what is trained from it.
     let own = format!("--model {}/checkpoint-2 --overwrite-output-dir", fixture.at("out"));
-    fixture.run("dpo", "out", &own).fails(&["holds the model"]);
+    fixture.run("dpo", "out", &own).fails(&["holds what --model-name-or-path names"]);
     assert!(fixture.path("out/checkpoint-2").exists());
     fs::write(fixture.path("out/notes.txt"), "mine").unwrap();
     fixture.train("dpo", "out", "--overwrite-output-dir --seed 3");
@@ -102,6 +104,61 @@ fn output_folders_that_are_taken() {
     fs::create_dir(fixture.path("shared")).unwrap();
     fs::write(fixture.path("shared/notes.txt"), "mine").unwrap();
     fixture.train("dpo", "shared", "");
+}
+
+#[test]
+fn what_a_run_reads_is_not_written_over() {
+    let fixture = Fixture::new();
+    fixture.train("reward", "rm", "");
+    fixture.train("dpo", "adapters", "--use-peft");
+    let rm = fs::read(fixture.path("rm/model.safetensors")).unwrap();
+    let rollouts = format!("--reward-model-path {} --response-length 4", fixture.at("rm"));
+    for more in ["", "--overwrite-output-dir"] {
+        let more = format!("{rollouts} {more}");
+        fixture.run("rloo", "rm", &more).fails(&["rm: holds what --reward-model-path names"]);
+        let more = format!("--adapter {} {more}", fixture.at("adapters")).replace(&rollouts, "");
+        fixture.run("dpo", "adapters", &more).fails(&["adapters: holds what --adapter names"]);
+    }
+    assert_eq!(rm, fs::read(fixture.path("rm/model.safetensors")).unwrap());
+    // A model that is no run's is not taken for one, and goes where that is asked for.
+    fs::create_dir(fixture.path("other")).unwrap();
+    fs::copy(fixture.path("model/config.json"), fixture.path("other/config.json")).unwrap();
+    fixture.run("dpo", "other", "").fails(&["other: holds a model that is not of a run"]);
+    fixture.train("dpo", "other", "--overwrite-output-dir");
+    // The file of settings, and data that is called like what a run writes.
+    fs::create_dir(fixture.path("mine")).unwrap();
+    let yaml = fixture.write("mine/config.yaml", "seed: 3\n");
+    fixture.run("dpo", "mine", &format!("--config {yaml}")).fails(&["holds what --config names"]);
+    assert_eq!(fs::read_to_string(&yaml).unwrap(), "seed: 3\n");
+    fs::remove_file(&yaml).unwrap();
+    let data = fixture.at("mine/metrics.jsonl");
+    fs::copy(fixture.path("pairs.jsonl"), &data).unwrap();
+    for more in ["", "--overwrite-output-dir"] {
+        let more = format!("--dataset {data} {more}");
+        fixture.run("dpo", "mine", &more).fails(&["holds what --dataset-name names"]);
+    }
+    // Its own settings are those that a run goes on with.
+    fixture.train("dpo", "out", "--save-steps 1");
+    let own = format!("--config {}/config.yaml --resume-from-checkpoint auto", fixture.at("out"));
+    let run = collimate(&format!("dpo {own} --output-dir {}", fixture.at("out")));
+    assert!(run.ok(), "{run:?}");
+}
+
+#[test]
+fn two_runs_do_not_write_to_one_folder() {
+    let fixture = Fixture::new();
+    let first = Running::of(&fixture.command("dpo", "out", "--max-steps 4000 --logging-steps 1"));
+    let started = fixture.path("out/metrics.jsonl");
+    while !fs::read(&started).is_ok_and(|text| !text.is_empty()) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for more in ["", "--overwrite-output-dir", "--resume-from-checkpoint auto"] {
+        fixture.run("dpo", "out", more).fails(&["out: another run is writing to it"]);
+    }
+    // A dead process holds nothing.
+    first.signal("KILL");
+    first.finish();
+    fixture.train("dpo", "out", "--overwrite-output-dir");
 }
 
 #[test]

@@ -76,7 +76,8 @@ fn allowed_in_a_large_vocabulary(name: &str, theirs: f64) -> f64 {
     }
 }
 
-/// Runs the settings of a golden trace on conversations, whose model has a real chat template.
+/// Runs the settings of a golden trace on conversations, whose model has a real chat template; `command` may
+/// have others.
 fn compare_chat(trace: &str, command: &str, rows: &str) {
     let paths = [&format!("golden/{trace}.json"), rows, "models/tiny-chat"];
     let [Some(golden), Some(data), Some(model)] = paths.map(shared) else { return };
@@ -91,13 +92,14 @@ fn compare_chat(trace: &str, command: &str, rows: &str) {
     let out = dir.path().join("out");
     let run = collimate(&format!(
         "{command} --model {} --dataset {} --output-dir {} --max-steps {} --shuffle false \
-         --per-device-train-batch-size 2 --gradient-accumulation-steps 2 --learning-rate 5e-4 \
+         --per-device-train-batch-size 2 --gradient-accumulation-steps 2 --learning-rate {} \
          --lr-scheduler-type cosine --warmup-steps 2 --weight-decay 0.01 --max-length 256 \
          --logging-steps 1",
         model.display(),
         rows_path.display(),
         out.display(),
         steps.len(),
+        golden["config"]["learning_rate"],
     ));
     assert!(run.ok(), "{run:?}");
     assert_near(&out, steps, allowed_in_a_large_vocabulary);
@@ -107,6 +109,13 @@ fn compare_chat(trace: &str, command: &str, rows: &str) {
 fn dpo_on_conversations() {
     compare_chat("chat_dpo_sigmoid", "dpo", "data/chat/pairs.jsonl");
     compare_chat("chat_dpo_sigmoid", "dpo", "data/chat/pairs_implicit.jsonl");
+}
+
+#[test]
+fn dpo_of_adapters() {
+    let Some(adapters) = shared("golden/lora_init") else { return };
+    let command = format!("dpo --adapter {}", adapters.display());
+    compare_chat("lora_dpo_sigmoid", &command, "data/chat/pairs.jsonl");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The decoder against central differences in f64, against copies of shared prompts, against its
 //! own decoding, and against values of transformers.
 
+mod adapters;
 mod generation;
 mod golden;
 mod scores;
@@ -93,7 +94,18 @@ fn run(
     share: bool,
     keep: Keep,
 ) -> (f64, Vec<f64>, Weights<f64>) {
-    let batch = decoder.batch::<f64>(&Device::Cpu, layout(share)).unwrap();
+    run_with(decoder, weights, share, keep, None)
+}
+
+fn run_with(
+    decoder: &Decoder,
+    weights: &Weights<f64>,
+    share: bool,
+    keep: Keep,
+    noise: Option<u64>,
+) -> (f64, Vec<f64>, Weights<f64>) {
+    let mut batch = decoder.batch::<f64>(&Device::Cpu, layout(share)).unwrap();
+    batch.noise = noise;
     let (hidden, saved) = decoder.forward(weights, &batch, keep).unwrap();
     let mut dhidden = Tensor::zeros(&Device::Cpu, hidden.rows(), hidden.cols()).unwrap();
     let mut grads = Weights::zeros(&Device::Cpu, weights.table()).unwrap();

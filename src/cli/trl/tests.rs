@@ -110,10 +110,10 @@ fn a_key_has_one_fate_and_one_remedy() {
 
 #[test]
 fn refusals_come_at_once_with_their_remedies() {
-    let yaml = "use_peft: true\nlearning_rte: 1\nload_in_4bit: true\noptim: rmsprop\nseed: 3\n";
+    let yaml = "use_dora: true\nlearning_rte: 1\nload_in_4bit: true\noptim: rmsprop\nseed: 3\n";
     let message = parse("dpo", yaml).unwrap_err();
     for says in [
-        "field `use_peft`: true (adapters are not there",
+        "field `use_dora`: true (adapters are LoRA",
         "`learning_rte`: unknown; did you mean `learning_rate`?",
         "`load_in_4bit`: true (weights are not quantised",
         "`optim`: rmsprop (AdamW",
@@ -121,9 +121,9 @@ fn refusals_come_at_once_with_their_remedies() {
         assert!(message.contains(says), "{says}: {message}");
     }
     assert_eq!(message.matches("config.yaml").count(), 1, "{message}");
-    let message = parse_flags("dpo", &["--use-peft", "--optim", "lion", "--lora-r=3"]).unwrap_err();
-    assert!(message.contains("--use-peft: true (") && message.contains("--optim: lion ("));
-    assert!(!message.contains("lora"), "{message}");
+    let message = parse_flags("dpo", &["--use-dora", "--optim", "lion", "--lora-r=3"]).unwrap_err();
+    assert!(message.contains("--use-dora: true (") && message.contains("--optim: lion ("));
+    assert!(!message.contains("lora-r"), "{message}");
 }
 
 #[test]
@@ -137,6 +137,7 @@ fn lists_and_switches_of_the_command_line() {
         raw.to_string_lossy().into_owned()
     };
     assert_eq!((given("loss_type"), given("loss_weights")), ("sigmoid,sft".into(), "1,0.2".into()));
+    assert_eq!(given("lora_target_modules"), "q,k");
     let matches = parse_flags("dpo", &["--no-bf16", "--no-gradient-checkpointing"]).unwrap();
     let given = |id: &str| *matches.subcommand().unwrap().1.get_one::<bool>(id).unwrap();
     assert!(!given("bf16") && !given("gradient_checkpointing"));
