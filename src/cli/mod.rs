@@ -13,6 +13,7 @@ mod generate;
 mod grpo;
 mod judge;
 mod kto;
+mod mixture;
 mod on_policy;
 mod online_dpo;
 mod ppo;

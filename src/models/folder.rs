@@ -11,7 +11,7 @@ use super::load::{Allow, Shards};
 use super::write::write_atomically;
 use super::{Architecture, one_line};
 use crate::nn::{DecoderConfig, ParamTable, Weights};
-use crate::{DType, Device, Element, Error, Result};
+use crate::{DType, Device, Element, Error, Result, not_a_file};
 
 pub const CONFIG: &str = "config.json";
 const MAX_CONFIG: u64 = 1 << 20;
@@ -60,6 +60,7 @@ impl ModelFolder {
     /// Reads config.json and the headers of the weight files.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        not_a_file::check_there(path, not_a_file::Hub::Model)?;
         let mut folder = Self::read_config(path)?;
         folder.dtype = Shards::open(path)?.dtype();
         Ok(folder)
