@@ -20,16 +20,22 @@ fn ids_and_texts_are_those_of_transformers() {
         let json = family["tokenizer"].to_string();
         let tokenizer = Tokenizer::from_json(&json, &Special::sentence()).unwrap();
         let bos = tokenizer.bos().unwrap();
-        let mut special = 0;
+        let added = family["tokenizer"]["added_tokens"].as_array().unwrap();
+        let normalized = added.iter().filter(|token| token["normalized"] == true);
+        let normalized: Vec<i32> =
+            normalized.map(|token| token["id"].as_i64().unwrap() as i32).collect();
+        let (mut special, mut compared) = (0, 0);
         for (i, text) in texts.iter().enumerate() {
             let text = text.as_str().unwrap();
             let mut expected = ids(&family["ids"][i]);
             let decoded = family["decoded"][i].as_str().unwrap();
-            // The release of `tokenizers` that made the fixture writes a space before such a token, and the one
-            // that is used here none.
-            let spaced = name == "BPE with byte fallback" && text.contains("<both>");
-            if tokenizer.decode(&expected).unwrap() != decoded && !spaced {
-                wrong.push(format!("{name}: decode of {text:?}"));
+            // The release of `tokenizers` that made the fixture spells a token that is normalised as the normaliser
+            // leaves it, and the one that is used here as it was added.
+            if !expected.iter().any(|id| normalized.contains(id)) {
+                compared += 1;
+                if tokenizer.decode(&expected).unwrap() != decoded {
+                    wrong.push(format!("{name}: decode of {text:?}"));
+                }
             }
             // The one difference: a text that spells out the token that begins it gets no second one.
             if expected.starts_with(&[bos, bos]) {
@@ -43,7 +49,7 @@ fn ids_and_texts_are_those_of_transformers() {
                 wrong.push(format!("{name}, plain: {text:?}"));
             }
         }
-        assert!(special > 3, "{name}: {special}");
+        assert!(special > 3 && compared > 150, "{name}: {special}, {compared}");
     }
     assert!(wrong.is_empty(), "{} wrong: {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
 }
