@@ -4,6 +4,8 @@
 mod dtype;
 mod error;
 mod ffi;
+#[cfg(feature = "trainer")]
+mod not_a_file;
 mod tensor;
 
 #[cfg(feature = "trainer")]

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::lora::LoraArgs;
+use super::mixture::MixtureArgs;
 use super::rows::DataArgs;
 use super::splits::SplitArgs;
 use super::when::WhenArgs;
@@ -201,9 +202,10 @@ fn gpu(number: usize) -> Result<Device> {
 pub struct TrainArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Training data: .jsonl, .jsonl.gz or .json, or a folder of such files
-    #[arg(long, alias = "dataset", value_name = "FILE")]
-    pub dataset_name: PathBuf,
+    /// Training data: .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet, a folder of such files, or a
+    /// pattern
+    #[arg(long, alias = "dataset", value_name = "FILE", required_unless_present_any = ["datasets", "dataset_mixture", "dataset_mixer"])]
+    pub dataset_name: Option<PathBuf>,
     /// Held-out data of the same form, evaluated at the end and when --eval-strategy says
     #[arg(long, value_name = "FILE")]
     pub eval_dataset: Option<PathBuf>,
@@ -261,6 +263,8 @@ pub struct TrainArgs {
     /// Which end of a sequence that is too long stays
     #[arg(long, default_value = "keep_start")]
     pub truncation_mode: TruncationName,
+    #[command(flatten)]
+    pub mixture: MixtureArgs,
     #[command(flatten)]
     pub splits: SplitArgs,
     #[command(flatten)]

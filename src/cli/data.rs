@@ -30,7 +30,7 @@ enum Command {
 /// `collimate data show`.
 #[derive(clap::Args, Debug)]
 struct Show {
-    /// The data: .jsonl, .jsonl.gz or .json
+    /// The data: .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet
     file: PathBuf,
     /// Folder of the model whose tokenizer and chat template are used
     #[arg(long, alias = "model", value_name = "DIR")]

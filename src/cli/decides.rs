@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::mixture::MixtureArgs;
 use super::yaml::Given;
+use crate::data::source::files::files;
 use crate::train::{FILES, TrainConfig};
 use crate::{Error, Result};
 
 /// Settings that may be others when a run goes on: they decide how long it is, what is saved and said, and
 /// where it computes.
-const MAY_CHANGE: [&str; 28] = [
+const MAY_CHANGE: [&str; 29] = [
     "merge",
     "output_dir",
     "dataset_test_split",
@@ -40,6 +42,7 @@ const MAY_CHANGE: [&str; 28] = [
     "precompute_ref_log_probs",
     "profile",
     "reward_timeout",
+    "max_row_bytes",
     "skip_bad_rows",
     "num_iterations",
 ];
@@ -59,9 +62,33 @@ pub fn may_change(name: &str) -> bool {
 /// [`Error::Io`] for a file that cannot be read.
 pub fn decides(given: &Given, config: &TrainConfig) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::from([("command".to_string(), given.command.clone())]);
+    let values: BTreeMap<String, String> = given.values().collect();
+    let mixture = MixtureArgs::of(&values).mixture()?;
+    if let Some(mixture) = &mixture {
+        let files: Vec<PathBuf> = mixture.train.files().map(Path::to_path_buf).collect();
+        all.insert("files of the mixture".into(), format!("{FILES}{}", together(&files)?));
+    }
     for (name, value) in given.values().filter(|(name, _)| !may_change(name)) {
-        let file =
-            given.is_path(&name) || MAY_BE_FILES.contains(&&*name) && Path::new(&value).is_file();
+        let path = &PathBuf::from(&value);
+        // Of data, the rows that are read: those of several files as if they stood in one.
+        let data = match &*name {
+            "dataset_name" if mixture.is_some() => continue,
+            "dataset_name" => {
+                let config = values.get("dataset_config").filter(|_| path.is_dir());
+                let dir = config.map_or_else(|| path.clone(), |config| path.join(config));
+                Some(files(
+                    &dir,
+                    values.get("dataset_train_split").map_or("train", String::as_str),
+                )?)
+            }
+            "pretrain_dataset" => Some(files(path, "train")?),
+            _ => None,
+        };
+        if let Some(files) = data {
+            all.insert(name, format!("{FILES}{}", together(&files)?));
+            continue;
+        }
+        let file = given.is_path(&name) || MAY_BE_FILES.contains(&&*name) && path.is_file();
         let value = match (file, &*value) {
             (true, path) => format!("{FILES}{}", contents(Path::new(path))?),
             // In Python's spelling.
@@ -88,6 +115,17 @@ fn counts(name: &str) -> bool {
         "model.safetensors.index.json",
     ];
     NAMES.contains(&name) || name.ends_with(".safetensors")
+}
+
+/// The digest of files in their order, wherever they are.
+fn together(files: &[PathBuf]) -> Result<String> {
+    let digests: Vec<String> = files.par_iter().map(|path| digest(path)).collect::<Result<_>>()?;
+    if let [only] = &digests[..] {
+        return Ok(only.clone());
+    }
+    let mut whole = Sha256::new();
+    digests.iter().for_each(|digest| whole.update(format!("{digest}\n")));
+    Ok(hex(whole))
 }
 
 /// The digest of a file, or of what counts in a folder.

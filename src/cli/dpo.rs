@@ -153,12 +153,9 @@ fn check_soft_labels(objective: &PairObjective, pairs: &Dataset<Pair>) -> Result
         target_logps: Some(&[0.0]),
         ..PairBatch::default()
     };
-    preference_loss(objective, &batch, Normaliser::single(1)).map(drop).map_err(|e| Error::Data {
-        path: pairs.path().into(),
-        line: pairs.line(i).unwrap_or_default(),
-        field: "target_prob".into(),
-        message: e.to_string(),
-    })
+    preference_loss(objective, &batch, Normaliser::single(1))
+        .map(drop)
+        .map_err(|e| pairs.error(i, "target_prob", e.to_string()))
 }
 
 impl Args {

@@ -42,7 +42,7 @@ pub struct Args {
     judging: JudgeArgs,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Rows with answers: .jsonl, .jsonl.gz or .json
+    /// Rows with answers: .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet
     #[arg(
         long,
         alias = "dataset",

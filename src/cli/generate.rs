@@ -207,6 +207,7 @@ fn prompts(
         ..Options::default()
     };
     let dataset = Dataset::<Prompt>::open(path, tokenizer.clone(), &options)?;
+    dataset.notices().iter().for_each(|notice| eprintln!("note: {notice}"));
     let mut all = (Vec::new(), Vec::new());
     for i in 0..dataset.len() {
         all.0.push(dataset.text(i).cloned().unwrap_or_default());

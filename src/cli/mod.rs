@@ -15,6 +15,7 @@ mod judge;
 mod kto;
 mod lora;
 mod merge;
+mod mixture;
 mod on_policy;
 mod online_dpo;
 mod ppo;

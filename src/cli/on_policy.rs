@@ -9,7 +9,7 @@ use super::args::{PartLimits, TrainArgs};
 use super::rewards::RewardArgs;
 use super::train::{Run, split};
 use super::yaml::Given;
-use crate::data::{Dataset, Example, Prompt};
+use crate::data::{Dataset, Example, Prompt, Table};
 use crate::models::{Head, ModelFolder, ScoreInit};
 use crate::nn::{LmHead, Scorer};
 use crate::ops::token_logprobs::TokenLogprobsOptions;
@@ -119,7 +119,8 @@ fn run_in<T: Element<Stat = f32>>(mut run: Run, args: &RolloutArgs, with: OnPoli
     let batch_size = run.config.batch_size;
     let pretraining = match &with.pretraining {
         Some((path, weight)) => {
-            Some((Sft { examples: run.open::<Example>(path, false)? }, *weight))
+            let table = Table::read(path, &run.read)?;
+            Some((Sft { examples: run.dataset::<Example>(table, false)? }, *weight))
         }
         None => None,
     };

@@ -30,7 +30,7 @@ pub struct Args {
     model_name_or_path: Option<PathBuf>,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Pairs to judge, or with --model any rows with a prompt: .jsonl, .jsonl.gz or .json
+    /// Pairs to judge, or with --model any rows with a prompt: .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet
     #[arg(long, alias = "dataset", value_name = "FILE")]
     dataset_name: PathBuf,
     /// Where the judged pairs are written, as JSON lines

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::data::source::MAX_ROW_BYTES;
 use crate::data::{Chat, ReadOptions};
 use crate::{Error, Result};
 
@@ -19,7 +20,20 @@ pub struct DataArgs {
     /// Skip and count rows of the data that are wrong, instead of stopping
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = super::args::truth, value_name = "BOOL")]
     skip_bad_rows: bool,
+    /// Longest row of a data file, in bytes; a longer one is wrong
+    #[arg(long, default_value_t = MAX_ROW_BYTES, value_parser = row_bytes, value_name = "N")]
+    max_row_bytes: usize,
 }
+
+/// At least a byte, at most what a machine holds of them.
+fn row_bytes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(bytes @ 1..=MOST_ROW_BYTES) => Ok(bytes),
+        _ => Err(format!("expected a whole number from 1 to {MOST_ROW_BYTES}")),
+    }
+}
+
+const MOST_ROW_BYTES: usize = 1 << 32;
 
 /// The columns that a file may have under another name.
 const COLUMNS: [&str; 18] = [
@@ -58,22 +72,9 @@ impl DataArgs {
             skip_bad_rows: self.skip_bad_rows,
             chat: Some(Arc::new(chat)),
             columns: self.columns()?,
+            max_row_bytes: self.max_row_bytes,
             ..ReadOptions::default()
         })
-    }
-
-    /// [`DataArgs::read`] of a command that reads texts alone.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] where a chat template is given.
-    pub fn read_texts(&self, command: &str) -> Result<ReadOptions> {
-        if self.chat_template.is_some() {
-            return Err(Error::Unsupported(format!(
-                "--chat-template: {command} reads texts alone"
-            )));
-        }
-        let (skip_bad_rows, columns) = (self.skip_bad_rows, self.columns()?);
-        Ok(ReadOptions { skip_bad_rows, columns, ..ReadOptions::default() })
     }
 
     fn columns(&self) -> Result<Vec<(String, String)>> {

@@ -112,6 +112,7 @@ pub fn prompts(
     let limits = Limits { max_length, truncation, ..Limits::default() };
     let options = Options { limits, read: read.clone(), ..Options::default() };
     let data = Dataset::<Prompt>::open(path, tokenizer.clone(), &options)?;
+    data.notices().iter().for_each(|notice| eprintln!("note: {notice}"));
     (0..data.len())
         .map(|i| {
             let text = data.text(i).cloned().unwrap_or_default();

@@ -13,7 +13,7 @@ use super::progress::Progress;
 use super::sample::{SampleArgs, Sampler};
 use super::train::{MERGED, Start, limits, no_adapters, trained_of};
 use super::yaml::Given;
-use crate::data::{Dataset, Example, Options, Pair, ReadOptions, Tokenizer};
+use crate::data::{Dataset, Example, Options, Pair, ReadOptions, Table, Tokenizer};
 use crate::losses::{LossOptions, PairObjective};
 use crate::models::{ModelFolder, SaveOptions, save, write_atomically};
 use crate::nn::{Decoder, LmHead};
@@ -21,8 +21,8 @@ use crate::train::methods::Paired;
 use crate::train::{Every, Method, Observer, Policy, Resume, TrainConfig, Trainer};
 use crate::{Device, Error, Result};
 
-/// SPIN: rows of `prompt, completion`, or of `instruction, input, output`, or of pairs, whose chosen answer
-/// counts. In every iteration the model answers the prompts itself, then learns to tell the given answers
+/// SPIN: rows of `prompt, completion`, as texts or as conversations, or of `instruction, input, output`, or of
+/// pairs, whose chosen answer counts. In every iteration the model answers the prompts itself, then learns to tell the given answers
 /// from its own; the opponent, which is the reference too, is the model of the iteration before.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -81,13 +81,13 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     }
     let tokenizer = Arc::new(Tokenizer::load(&config.model)?);
     let limits = limits(&args.train, folder.config.max_positions);
-    // Its pairs are written and read again as texts.
-    let read = args.train.data.read_texts("spin")?;
+    let read = args.train.data.read(&config.model)?;
+    let template = read.chat.as_ref().map(|chat| chat.given()).transpose()?.flatten();
     let options = Options { limits, read, ..Options::default() };
-    let open = |path: &Path| Dataset::<Example>::open(path, tokenizer.clone(), &options);
+    let open = |table: Table| Dataset::<Example>::new(table, tokenizer.clone(), &options);
     let files = args.train.files()?;
-    let sets = std::iter::once(&files.train).chain(&files.held_out);
-    let sets = sets.map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+    let (rows, held_out) = files.read(&options.read, args.train.when.asks_for_evaluations())?;
+    let sets = std::iter::once(rows).chain(held_out).map(open).collect::<Result<Vec<_>>>()?;
     let mut progress = Progress::new()?;
     args.train.lora.idle().iter().for_each(|idle| progress.note(idle));
     files.notices.iter().for_each(|notice| progress.note(notice));
@@ -107,13 +107,19 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
             out.write_all(text.as_bytes()).map_err(|e| Error::io(&path, e))
         })?;
     }
-    let mut spin =
-        Spin { args: &args, config, objective, device, tokenizer, options, adapters, progress };
+    let mut spin = Spin {
+        args: &args,
+        config,
+        objective,
+        device,
+        tokenizer,
+        options,
+        template,
+        adapters,
+        progress,
+    };
     for data in &sets {
-        let (path, dropped) = (data.path().display(), data.dropped().rows + data.skipped().rows);
-        if dropped > 0 {
-            spin.progress.note(&format!("{path}: left out {dropped} rows, too long or bad"));
-        }
+        data.notices().iter().for_each(|notice| spin.progress.note(notice));
     }
     // On the pool's own threads: each operation is spared waking another one.
     rayon::scope(|_| spin.play(&sets))
@@ -132,6 +138,8 @@ struct Spin<'a> {
     tokenizer: Arc<Tokenizer>,
     options: Options,
     adapters: Option<Adapters>,
+    /// A chat template that was given in the place of the model's own.
+    template: Option<String>,
     progress: Progress,
 }
 
@@ -185,18 +193,19 @@ impl Spin<'_> {
         }
         // Whatever the columns of the given file are called.
         let options = Options { read: ReadOptions::default(), ..self.options.clone() };
-        let open =
-            |name: &str| Dataset::<Pair>::open(here.join(name), self.tokenizer.clone(), &options);
-        let paired = |name: &str| -> Result<Paired> {
+        // Texts that a chat template wrote are so in the pairs too.
+        let paired = |which: usize| -> Result<Paired> {
+            let table = Table::read(here.join(FILES[which]), &options.read)?;
+            let table = Table { rendered: sets[which].tokenizer().is_verbatim(), ..table };
             Ok(Paired {
-                pairs: open(name)?,
+                pairs: Dataset::<Pair>::new(table, self.tokenizer.clone(), &options)?,
                 objective: self.objective.clone(),
                 share_prompts: true,
                 targets: None,
             })
         };
-        let method = paired(FILES[0])?;
-        let held_out = (sets.len() > 1).then(|| paired(FILES[1])).transpose()?;
+        let method = paired(0)?;
+        let held_out = (sets.len() > 1).then(|| paired(1)).transpose()?;
         let config = TrainConfig {
             model: before.clone(),
             output_dir: here,
@@ -230,12 +239,13 @@ impl Spin<'_> {
     /// before, or its adapters on the model of the run.
     fn start(&mut self, iteration: usize, before: &Path) -> Result<(ModelFolder, Start<f32>)> {
         let Some(adapters) = &self.adapters else {
-            let folder = ModelFolder::open(before)?;
+            let folder = self.with_template(ModelFolder::open(before)?);
             let (decoder, table) = Decoder::new(folder.config.clone())?;
             let weights = folder.load_weights(&table, &self.device)?;
             return Ok((folder, Start { decoder, weights, master: None, reference: None }));
         };
-        let folder = ModelFolder::open(&self.config.model)?.adapted(adapters.config.clone());
+        let folder = self.with_template(ModelFolder::open(&self.config.model)?);
+        let folder = folder.adapted(adapters.config.clone());
         let (structure, _) = Decoder::new(folder.config.clone())?;
         let from = if iteration > 1 { Some(before) } else { adapters.from.as_deref() };
         let start = adapters.start(&folder, structure, from, self.config.seed, &self.device)?;
@@ -243,6 +253,13 @@ impl Spin<'_> {
             self.progress.note(&trained_of(&start.weights));
         }
         Ok((folder, start))
+    }
+
+    fn with_template(&self, folder: ModelFolder) -> ModelFolder {
+        match &self.template {
+            Some(text) => folder.with_chat_template(text.clone()),
+            None => folder,
+        }
     }
 
     /// Saves the last iteration's model, or its adapters, in the run's folder.
@@ -272,18 +289,22 @@ impl Spin<'_> {
             let prompt = data.text(i).and_then(|text| text.prompt.as_deref()).ok_or_else(|| {
                 Error::file(data.path(), "expected rows with a prompt, got plain texts")
             })?;
-            let ids = self.tokenizer.encode(prompt)?;
+            let ids = data.tokenizer().encode(prompt)?;
             prompts.push(ids[ids.len().saturating_sub(most)..].to_vec());
         }
         let answers = sampler.texts(&prompts, &mut self.progress)?;
         let mut lines = String::new();
         for (i, answer) in answers.iter().enumerate() {
             let Some(text) = data.text(i) else { continue };
+            let end = match data.tokenizer().is_verbatim() {
+                true => ending(&text.completion, self.tokenizer.eos_text()),
+                false => "",
+            };
             // No answer is an answer too: the token that ends it.
-            let own = match (answer.is_empty(), self.tokenizer.eos_text()) {
-                (false, _) => answer,
-                (true, Some(eos)) => eos,
-                (true, None) => continue,
+            let own = match (format!("{answer}{end}"), self.tokenizer.eos_text()) {
+                (own, _) if !own.is_empty() => own,
+                (_, Some(eos)) => eos.into(),
+                (_, None) => continue,
             };
             let row = json!({ "prompt": text.prompt, "chosen": text.completion, "rejected": own });
             lines += &format!("{row}\n");
@@ -301,6 +322,15 @@ impl Spin<'_> {
             )),
             e => e,
         }
+    }
+}
+
+/// How a chat template ends an answer: from the token that ends it on, where nothing is said behind that.
+fn ending<'a>(answer: &'a str, eos: Option<&str>) -> &'a str {
+    let at = eos.and_then(|eos| Some((answer.rfind(eos)?, eos.len())));
+    match at {
+        Some((at, len)) if answer[at + len..].trim().is_empty() => &answer[at..],
+        _ => "",
     }
 }
 

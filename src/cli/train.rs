@@ -1,6 +1,5 @@
 //! What the training commands share: from a method to a run.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use half::bf16;
@@ -12,7 +11,7 @@ use super::merge::merge;
 use super::progress::Progress;
 use super::sample::sample;
 use super::yaml::Given;
-use crate::data::{Dataset, Item, Limits, Options, Pair, ReadOptions, Tokenizer};
+use crate::data::{Dataset, Item, Limits, Options, Pair, ReadOptions, Table, Tokenizer};
 use crate::device::peak::Peak;
 use crate::device::profile;
 use crate::generate::{GenerateOptions, Sampling};
@@ -135,8 +134,9 @@ impl<'a> Run<'a> {
         let args = self.args;
         let files = args.files()?;
         files.notices.iter().for_each(|notice| self.note(notice));
-        let train = self.open(&files.train, unpair)?;
-        let held_out = files.held_out.map(|path| self.open(&path, unpair)).transpose()?;
+        let (train, held_out) = files.read(&self.read, args.when.asks_for_evaluations())?;
+        let train = self.dataset(train, unpair)?;
+        let held_out = held_out.map(|table| self.dataset(table, unpair)).transpose()?;
         if self.read.chat.as_ref().is_some_and(|chat| chat.asked_time()) {
             self.note(
                 "the chat template writes the time into its texts: another day's run has other bytes",
@@ -145,35 +145,17 @@ impl<'a> Run<'a> {
         Ok((train, held_out))
     }
 
-    /// The examples of a file; tells what was dropped and skipped.
-    pub fn open<T: Item>(&mut self, path: &Path, unpair: bool) -> Result<Dataset<T>> {
+    /// The examples of rows; tells what was dropped and skipped.
+    pub fn dataset<T: Item>(&mut self, table: Table, unpair: bool) -> Result<Dataset<T>> {
         let limit = self.folder.config.max_positions;
         let mut limits = limits(self.args, limit);
         limits.max_length = limits.max_length.map(|most| most.saturating_sub(self.to_come));
         (limits.max_prompt, limits.max_completion) = self.parts.checked()?;
         let (completion_only, read) = (self.completion_only, self.read.clone());
         let options = Options { limits, unpair, completion_only, read };
-        let dataset = Dataset::open(path, self.tokenizer.clone(), &options)?;
-        let path = path.display();
+        let dataset = Dataset::new(table, self.tokenizer.clone(), &options)?;
+        dataset.notices().iter().for_each(|notice| self.progress.note(notice));
         let (dropped, skipped) = (dataset.dropped(), dataset.skipped());
-        if dropped.rows > 0 {
-            self.progress.note(&format!(
-                "{path}: dropped {} of {} examples, {}; lines {:?}{}",
-                dropped.rows,
-                dropped.rows + dataset.len(),
-                T::DROPPED,
-                dropped.lines,
-                if dropped.rows > dropped.lines.len() { " and more" } else { "" },
-            ));
-        }
-        if skipped.rows > 0 {
-            let first = skipped.first.join("; ");
-            self.progress.note(&format!("{path}: skipped {} bad rows: {first}", skipped.rows));
-        }
-        if !dataset.unread().is_empty() {
-            let columns = dataset.unread().join(", ");
-            self.progress.note(&format!("{path}: columns that are not read: {columns}"));
-        }
         let (kept, lost) = (dataset.len(), dropped.rows + skipped.rows);
         if FEWEST_KEPT * kept < kept + lost {
             let expected =

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use super::examples::{Example, Limits, Pair, Prompt, Truncation, Unpaired};
 use super::formats::{Format, Record};
+use super::input::Places;
 use super::table::{ReadOptions, Row, Skipped, Table};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -125,6 +126,7 @@ pub struct Dataset<T: Item> {
     dropped: Lines,
     skipped: Skipped,
     unread: Vec<String>,
+    places: Places,
 }
 
 impl<T: Item> std::fmt::Debug for Dataset<T> {
@@ -161,7 +163,7 @@ impl<T: Item> Dataset<T> {
         if let Some(max @ 0..2) = limits.max_length {
             return Err(Error::setting("max_length", "a number of at least 2", max));
         }
-        let Table { path, format, rendered, rows, skipped, unread } = table;
+        let Table { path, format, rendered, rows, skipped, unread, places } = table;
         let tokenizer = if rendered { Arc::new(tokenizer.verbatim()) } else { tokenizer };
         let no_prompt = matches!(format, Format::Text | Format::Messages);
         if options.completion_only == Some(true) && no_prompt {
@@ -179,7 +181,7 @@ impl<T: Item> Dataset<T> {
                 let made = OnceLock::new();
                 if may_be_dropped::<T>(&text, &tokenizer, &limits) {
                     let item = T::make(&text, line, &tokenizer, &limits)
-                        .map_err(|e| at_row(&path, line, &e))?;
+                        .map_err(|e| at_row(&path, &places, line, &e))?;
                     let Some(item) = item else { return Ok((line, None)) };
                     made.get_or_init(|| item);
                 }
@@ -200,7 +202,7 @@ impl<T: Item> Dataset<T> {
             };
             return Err(Error::file(path, message));
         }
-        Ok(Dataset { path, tokenizer, limits, entries, dropped, skipped, unread })
+        Ok(Dataset { path, tokenizer, limits, entries, dropped, skipped, unread, places })
     }
 
     /// How many examples there are, without those that were dropped. Never 0.
@@ -239,14 +241,61 @@ impl<T: Item> Dataset<T> {
         &self.unread
     }
 
+    /// What is to be said to the user of rows and columns that are not used.
+    pub fn notices(&self) -> Vec<String> {
+        let (path, dropped, skipped) = (self.path.display(), &self.dropped, &self.skipped);
+        let mut all = Vec::new();
+        if dropped.rows > 0 {
+            let lines: Vec<String> =
+                dropped.lines.iter().map(|&line| self.places.say(line)).collect();
+            all.push(format!(
+                "{path}: dropped {} of {} examples, {}; lines [{}]{}",
+                dropped.rows,
+                dropped.rows + self.len(),
+                T::DROPPED,
+                lines.join(", "),
+                if dropped.rows > lines.len() { " and more" } else { "" },
+            ));
+        }
+        if skipped.rows > 0 {
+            let first = skipped.first.join("; ");
+            all.push(format!("{path}: skipped {} bad rows: {first}", skipped.rows));
+        }
+        if !self.unread.is_empty() {
+            let columns = self.unread.join(", ");
+            all.push(format!("{path}: columns that are not read: {columns}"));
+        }
+        all
+    }
+
     /// How many examples are tokenised by now.
     pub fn tokenised(&self) -> usize {
         self.entries.iter().filter(|entry| entry.made.get().is_some()).count()
     }
 
-    /// The line of the file that an example came from.
+    /// The files that its lines are of.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// The line of the file that an example came from, counted on from file to file.
     pub fn line(&self, index: usize) -> Option<usize> {
         self.entries.get(index).map(|entry| entry.line)
+    }
+
+    /// Where an example came from, in words: its line, with its file where there are several.
+    pub fn place(&self, index: usize) -> String {
+        match self.line(index) {
+            Some(line) => format!("line {}", self.places.say(line)),
+            None => "no line".into(),
+        }
+    }
+
+    /// What is wrong with a field of the row that an example came from.
+    pub fn error(&self, index: usize, field: &str, message: String) -> Error {
+        let line = self.line(index).unwrap_or_default();
+        let (path, line) = self.places.at(line).unwrap_or((&self.path, line));
+        Error::Data { path: path.into(), line, field: field.into(), message }
     }
 
     /// The text that an example is made of.
@@ -272,7 +321,7 @@ impl<T: Item> Dataset<T> {
                 // Opening the dataset has ruled this out.
                 item.ok_or_else(|| Error::file(&self.path, "no token of the completion is left"))
             })
-            .map_err(|e| at_row(&self.path, entry.line, &e))?;
+            .map_err(|e| at_row(&self.path, &self.places, entry.line, &e))?;
         Ok(entry.made.get_or_init(|| item))
     }
 
@@ -312,6 +361,7 @@ fn may_be_dropped<T: Item>(text: &T::Text, tokenizer: &Tokenizer, limits: &Limit
     }
 }
 
-fn at_row(path: &Path, line: usize, error: &Error) -> Error {
+fn at_row(path: &Path, places: &Places, line: usize, error: &Error) -> Error {
+    let (path, line) = places.at(line).unwrap_or((path, line));
     Error::Data { path: path.into(), line, field: "-".into(), message: error.to_string() }
 }

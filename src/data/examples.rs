@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use super::formats::{ExampleText, PairText, UnpairedText};
+use super::head::head;
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -55,6 +56,14 @@ impl Limits {
     /// Cuts a completion to its own limit.
     pub(super) fn bound_completion(&self, completion: &mut Vec<i32>) {
         completion.truncate(self.max_completion.unwrap_or(usize::MAX));
+    }
+
+    /// What of a text of a row has to be tokenised.
+    fn needed<'a>(&self, text: &'a str, tokenizer: &Tokenizer) -> Result<&'a str> {
+        match (self.max_length, self.truncation, self.max_prompt) {
+            (Some(max), Truncation::KeepStart, None) => head(tokenizer, text, max),
+            _ => Ok(text),
+        }
     }
 
     /// How many tokens go, from the prompt and from the completion.
@@ -236,8 +245,11 @@ impl Pair {
         tokenizer: &Tokenizer,
         limits: &Limits,
     ) -> Result<Option<Pair>> {
+        let need = |text| limits.needed(text, tokenizer);
+        let (prompt, chosen, rejected) =
+            (need(&text.prompt)?, need(&text.chosen)?, need(&text.rejected)?);
         let (mut prompt, [mut chosen, mut rejected]) =
-            tokenizer.completions(&text.prompt, [&text.chosen, &text.rejected])?;
+            tokenizer.completions(prompt, [chosen, rejected])?;
         limits.bound_prompt(&mut prompt);
         limits.bound_completion(&mut chosen);
         limits.bound_completion(&mut rejected);
@@ -274,8 +286,9 @@ impl Unpaired {
         tokenizer: &Tokenizer,
         limits: &Limits,
     ) -> Result<Option<Unpaired>> {
-        let (mut prompt, [mut completion]) =
-            tokenizer.completions(&text.prompt, [&text.completion])?;
+        let prompt = limits.needed(&text.prompt, tokenizer)?;
+        let completion = limits.needed(&text.completion, tokenizer)?;
+        let (mut prompt, [mut completion]) = tokenizer.completions(prompt, [completion])?;
         limits.bound_prompt(&mut prompt);
         limits.bound_completion(&mut completion);
         let cut = limits.cut(prompt.len(), completion.len()) != (0, 0);
@@ -300,12 +313,14 @@ impl Example {
         if let Some(learnt) = &text.learnt {
             return Self::in_part(text, learnt, line, tokenizer, limits);
         }
+        let completion = limits.needed(&text.completion, tokenizer)?;
         let (mut prompt, mut completion) = match &text.prompt {
             Some(prompt) => {
-                let (prompt, [completion]) = tokenizer.completions(prompt, [&text.completion])?;
+                let prompt = limits.needed(prompt, tokenizer)?;
+                let (prompt, [completion]) = tokenizer.completions(prompt, [completion])?;
                 (prompt, completion)
             }
-            None => (Vec::new(), tokenizer.encode(&tokenizer.ended(&text.completion))?),
+            None => (Vec::new(), tokenizer.encode(&tokenizer.ended(completion))?),
         };
         let left = limits.apply(&mut prompt, &mut completion);
         Ok(left.then_some(Example { prompt, completion, learnt: None, line }))

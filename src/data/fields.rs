@@ -23,6 +23,11 @@ impl<'a> Fields<'a> {
         match self.row.get(name) {
             Some(Value::String(text)) => Ok(text),
             Some(other) => {
+                if is_column(other) {
+                    let message = "expected text, got a list of texts: is it a list of columns? expected \
+                                   an array of rows, or one object per line";
+                    return Err(self.error(name, message));
+                }
                 let expected = match other {
                     Value::Array(_) | Value::Object(_) => {
                         "expected text (or a list of messages, in all rows)"
@@ -173,6 +178,19 @@ impl<'a> Fields<'a> {
             self.number("weight", "a number of at least 0", |x| x >= 0.0)?,
             self.number("target_prob", "a number in [0, 1]", |x| (0.0..=1.0).contains(&x))?,
         ])
+    }
+}
+
+/// Whether a value is a column of texts, as tools that write tables by columns have it: a list, or an object with
+/// the numbers of the rows.
+fn is_column(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => list.len() > 1 && list.iter().all(Value::is_string),
+        Value::Object(map) => {
+            let number = |name: &String| name.bytes().all(|byte| byte.is_ascii_digit());
+            !map.is_empty() && map.keys().all(number) && map.values().all(Value::is_string)
+        }
+        _ => false,
     }
 }
 

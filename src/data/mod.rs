@@ -3,6 +3,7 @@
 //! | step | module |
 //! |---|---|
 //! | a file's rows as bytes, with line numbers and bounds | [`source`] |
+//! | several files, their shares and their order | [`input`] |
 //! | conversations as texts, by the model's template | [`chat`] |
 //! | rows as records: [`Table`] | [`table`], [`formats`], [`prompt`] |
 //! | texts as ids and back | [`tokenizer`] |
@@ -37,6 +38,7 @@
 mod added;
 mod bpe;
 mod candidates;
+mod cells;
 pub mod chat;
 mod conversations;
 pub mod dataset;
@@ -44,6 +46,8 @@ pub mod examples;
 mod expansion;
 mod fields;
 pub mod formats;
+mod head;
+pub mod input;
 pub mod inspect;
 mod items;
 pub mod preferences;
@@ -59,6 +63,7 @@ pub use chat::{Chat, ChatTemplate};
 pub use dataset::{Dataset, Item, Lines, Options};
 pub use examples::{Example, Limits, Pair, Prompt, Side, Truncation, Unpaired};
 pub use formats::{Format, Record};
+pub use input::Input;
 pub use preferences::{Preference, Ranked, Response};
-pub use table::{ReadOptions, Row, Skipped, Table};
+pub use table::{ReadOptions, Row, Skipped, Table, TestSize};
 pub use tokenizer::Tokenizer;

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::added::{self, Added};
-use crate::{Error, Result};
+use crate::{Error, Result, not_a_file};
 
 /// A configuration file larger than this is refused unread.
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
@@ -157,5 +157,6 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     if bytes.len() as u64 > limit {
         return Err(Error::file(path, format!("expected at most {limit} bytes, got more")));
     }
+    not_a_file::check(path, &bytes)?;
     Ok(Some(bytes))
 }

@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::added::{Added, add};
 use super::expansion::Expansion;
 use super::special::read_bounded;
 use crate::models::base_of_adapters;
-use crate::{Error, Result};
+use crate::{Error, Result, not_a_file};
 
 pub use super::bpe::train_bpe;
 pub use super::special::Special;
@@ -49,6 +49,8 @@ pub struct Tokenizer {
     adds_bos: bool,
     verbatim: bool,
     expansion: Option<Expansion>,
+    /// Whether it joins no words, once that was asked.
+    parts_words: Arc<OnceLock<bool>>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -71,6 +73,7 @@ impl Tokenizer {
     /// tokens are no tokens.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         let mut folder = folder.as_ref();
+        not_a_file::check_there(folder, not_a_file::Hub::Model)?;
         let base = base_of_adapters(folder)?;
         let own = folder.join("tokenizer.json").exists();
         if let (Some(base), false) = (&base, own) {
@@ -154,6 +157,7 @@ impl Tokenizer {
             adds_bos: false,
             verbatim: false,
             expansion: None,
+            parts_words: Arc::default(),
         };
         tokenizer.check_end()?;
         let empty = tokenizer.raw("", true)?;
@@ -387,6 +391,19 @@ impl Tokenizer {
     /// As [`Tokenizer::decode`].
     pub fn stream(&self, context: &[i32]) -> Result<Stream<'_>> {
         Stream::new(self, context)
+    }
+
+    /// Whether the tokens on both sides of the end of a word and the space behind it are those of the two parts
+    /// alone: no token reaches over it.
+    pub(super) fn parts_words(&self) -> bool {
+        use tokenizers::models::ModelWrapper;
+        *self.parts_words.get_or_init(|| {
+            let joins =
+                matches!(self.inner.get_model(), ModelWrapper::BPE(_) | ModelWrapper::Unigram(_));
+            joins
+                && self.expansion.is_some()
+                && super::head::parts_words(self.inner.get_vocab(true).keys().map(String::as_str))
+        })
     }
 
     /// No more tokens than this come from [`Tokenizer::encode`]ing the text, found without doing

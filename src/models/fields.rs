@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::one_line;
-use crate::{Error, Result};
+use crate::{Error, Result, not_a_file};
 
 /// A regular file as text, not longer than `limit` bytes.
 pub fn read_text(path: &Path, limit: u64) -> Result<String> {
@@ -16,6 +16,7 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String> {
     if text.len() as u64 > limit {
         return Err(Error::file(path, format!("longer than {limit} bytes")));
     }
+    not_a_file::check(path, &text)?;
     String::from_utf8(text).map_err(|_| Error::file(path, "not UTF-8 text"))
 }
 

@@ -13,7 +13,7 @@ use super::lora::LoraConfig;
 use super::write::write_atomically;
 use super::{Architecture, one_line};
 use crate::nn::{DecoderConfig, ParamTable, Weights};
-use crate::{DType, Device, Element, Error, Result, Tensor};
+use crate::{DType, Device, Element, Error, Result, Tensor, not_a_file};
 
 pub const CONFIG: &str = "config.json";
 const MAX_CONFIG: u64 = 1 << 20;
@@ -67,6 +67,7 @@ impl ModelFolder {
     /// with the adapters merged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        not_a_file::check_there(path, not_a_file::Hub::Model)?;
         if is_adapters(path) {
             return Self::open_adapters(path, None);
         }

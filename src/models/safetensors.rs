@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use super::fields::open_regular;
 use super::one_line;
 use crate::ops::elementwise::cast;
-use crate::{DType, Element, Error, Result, View, ViewMut};
+use crate::{DType, Element, Error, Result, View, ViewMut, not_a_file};
 
 const _: () = assert!(cfg!(target_endian = "little"), "safetensors is read and written in place");
 
@@ -64,6 +64,10 @@ impl TensorFile {
         if len < 8 {
             return Err(wrong(format!("{len} bytes are no safetensors file")));
         }
+        let mut head = Vec::new();
+        (&mut file).take(not_a_file::HEAD_BYTES as u64).read_to_end(&mut head).map_err(io)?;
+        not_a_file::check(&path, &head)?;
+        file.rewind().map_err(io)?;
         let mut prefix = [0; 8];
         file.read_exact(&mut prefix).map_err(io)?;
         let header_len = u64::from_le_bytes(prefix);

@@ -146,9 +146,7 @@ impl<T: Element<Stat = f32>> Task<f32> for Run<'_, T> {
                     Error::NonFinite(what) => what,
                     fault => fault.to_string(),
                 };
-                let line = |&e: &usize| self.prompts.line(e);
-                let rows: Vec<String> =
-                    examples.iter().filter_map(line).map(|line| format!("line {line}")).collect();
+                let rows: Vec<String> = examples.iter().map(|&e| self.prompts.place(e)).collect();
                 session.not_finite(&what, &rows)?;
             }
             Err(e) => return Err(e),

@@ -138,3 +138,57 @@ fn a_file_of_which_next_to_nothing_is_left_is_refused() {
     let run = fixture.run("dpo", "out", &format!("{more} --skip-bad-rows --dataset {path}"));
     run.fails(&["bad.jsonl", "got 1 of 12: 0 dropped, 11 bad"]);
 }
+
+/// What a clone without git-lfs, a saved web page, and a name of the hub are told to be.
+#[test]
+fn files_that_were_never_fetched_are_told() {
+    let fixture = Fixture::new();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1044992\n";
+    for name in
+        ["model/model.safetensors", "model/tokenizer.json", "model/config.json", "pairs.jsonl"]
+    {
+        let kept = fs::read(fixture.path(name)).unwrap();
+        let file = name.rsplit('/').next().unwrap();
+        for (text, says) in [
+            (pointer, "git-lfs pointer in the place of a file of 1044992 bytes"),
+            ("<!DOCTYPE html><html></html>", "a web page in the place of a file"),
+        ] {
+            fixture.write(name, text);
+            fixture.run("dpo", "out", "").fails(&[file, says]);
+        }
+        fixture.write(name, kept);
+    }
+    let run = fixture.run("dpo", "out", "--model some-lab/Some-Model.1");
+    run.fails(&["`hf download some-lab/Some-Model.1 --local-dir Some-Model.1`"]);
+    let run = fixture.run("dpo", "out", "--dataset some-lab/some_set");
+    run.fails(&["`hf download --repo-type dataset some-lab/some_set --local-dir some_set`"]);
+    // What is called a file is one that is not there.
+    let run = fixture.run("dpo", "out", "--dataset some-lab/rows.jsonl");
+    assert!(!run.error().contains("hf download"), "{run:?}");
+}
+
+/// Rows that are left out are told, by every command that reads them.
+#[test]
+fn bad_rows_that_are_skipped_are_told() {
+    let fixture = Fixture::new();
+    let mut rows = pairs(24);
+    rows[3]["rejected"] = "".into();
+    let path = fixture.rows("some-empty.jsonl", &rows);
+    let says = "skipped 1 bad rows: ";
+    for (method, more) in [
+        ("dpo", ""),
+        ("kto", ""),
+        ("reward", ""),
+        ("spin", "--max-new-tokens 2 --num-iterations 1"),
+    ] {
+        let run = fixture.run(method, method, &format!("--dataset {path} --skip-bad-rows {more}"));
+        assert!(run.ok() && run.err.contains(says), "{method}: {run:?}");
+        assert!(run.err.contains("some-empty.jsonl:4: field `rejected`"), "{method}: {run:?}");
+    }
+    let run = super::collimate(&format!(
+        "generate --model {} --prompts {path} --skip-bad-rows --max-new-tokens 2 --output {}",
+        fixture.at("model"),
+        fixture.at("texts.jsonl")
+    ));
+    assert!(run.ok() && run.err.contains(says), "{run:?}");
+}

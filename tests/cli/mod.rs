@@ -16,6 +16,7 @@ mod frontier;
 mod generate;
 mod held_out;
 mod losses;
+mod mixture;
 mod models;
 mod on_policy;
 mod options;

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use collimate::Error;
-use collimate::data::source::Source;
 use collimate::data::{Chat, Format, ReadOptions, Record, Table};
 
 use super::{file, format, gzip, message, read, read_skipping};
 use crate::shared::shared;
+
+/// What a clone without git-lfs has in the place of a large file.
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1044992\n";
 
 const PAIR: &str = r#"{"prompt": "Q:", "chosen": " yes", "rejected": " no"}"#;
 
@@ -160,7 +162,7 @@ fn a_row_of_another_format_is_no_row() {
          got prompt, chosen, rejected"
     );
     let said = message(read("rows.jsonl", br#"{"prompt": "p", "chosen": "c"}"#));
-    assert!(said.ends_with("; got prompt, chosen"), "{said}");
+    assert!(said.contains("; got prompt, chosen: --columns"), "{said}");
 }
 
 #[test]
@@ -170,12 +172,28 @@ fn files_that_hold_nothing_or_something_else() {
         ("rows.jsonl", b"\xEF\xBB\xBF\n \r\n".to_vec(), "got an empty file"),
         ("rows.json", b" [ ] ".to_vec(), "got an empty file"),
         ("rows.json.gz", gzip(b""), "got an empty file"),
-        ("rows.jsonl", b"[\n{}]".to_vec(), "a file that holds one array is named .json"),
-        ("rows.jsonl", b"\xEF\xBBx".to_vec(), "broken byte order mark"),
-        ("rows.jsonl.gz", PAIR.as_bytes().to_vec(), "not a sound gzip file"),
+        ("rows.jsonl", b"\xEF\xBBx".to_vec(), "expected UTF-8"),
+        ("rows.jsonl.gz", PAIR.as_bytes().to_vec(), "expected a gzip file"),
         ("rows.jsonl.gz", gzip(PAIR.as_bytes())[..30].to_vec(), "the file ends inside its gzip"),
-        ("rows.csv", b"a,b".to_vec(), "expected a file name that ends in .jsonl"),
-        ("rows.parquet", b"PAR1".to_vec(), "expected a file name that ends in .jsonl"),
+        ("rows.csv", b"".to_vec(), "names of its columns"),
+        ("rows.csv", b"a,b,a\n".to_vec(), "each column once"),
+        ("rows.csv", b"prompt,text\n".to_vec(), "got an empty file"),
+        ("rows.parquet", b"PAR1".to_vec(), "not a sound Parquet file"),
+        ("rows.parquet", b"{}".to_vec(), "expected a Parquet file"),
+        ("rows.jsonl", b"PAR1".to_vec(), "a Parquet file"),
+        ("rows.jsonl", b"PK\x03\x04".to_vec(), "a zip archive"),
+        ("rows.jsonl", gzip(b"{}"), "compressed with gzip"),
+        ("rows.jsonl", b"\xFF\xFE{\0".to_vec(), "UTF-16: `iconv"),
+        ("rows.jsonl", b"{\0\"\0".to_vec(), "UTF-16: `iconv"),
+        ("rows.csv", b"\xFE\xFF\0p".to_vec(), "UTF-16: `iconv"),
+        ("rows.json", b"<!DOCTYPE html><html>".to_vec(), "a web page"),
+        (
+            "rows.parquet",
+            POINTER.to_vec(),
+            "git-lfs pointer in the place of a file of 1044992 bytes",
+        ),
+        ("rows.json.gz", POINTER.to_vec(), "git lfs pull"),
+        ("rows.csv", POINTER.to_vec(), "git lfs pull"),
         ("rows.gz", gzip(b"{}"), "expected a file name that ends in .jsonl"),
     ] {
         let said = message(read(name, &bytes));
@@ -186,7 +204,9 @@ fn files_that_hold_nothing_or_something_else() {
     let (dir, _) = file("rows.txt", b"");
     let folder = dir.path().join("rows.json");
     std::fs::create_dir(&folder).unwrap();
-    assert!(message(Table::read(folder, &ReadOptions::default())).contains("got a directory"));
+    assert!(
+        message(Table::read(folder, &ReadOptions::default())).contains("data files of \"train\"")
+    );
     let said = read_skipping("rows.jsonl", b"1\n2\n").unwrap_err().to_string();
     assert!(said.contains("none of its 2 rows is usable: "), "{said}");
 }
@@ -211,20 +231,107 @@ fn broken_arrays_are_named_where_they_break() {
 
 #[test]
 fn long_rows_and_bombs_are_refused() {
-    let long = format!("{PAIR}\n{}\n", PAIR.replace("yes", &"y".repeat(1000)));
-    for (array, text) in
-        [(false, long.clone()), (true, format!("[{}]", long.trim().replace('\n', ",\n")))]
-    {
-        let reader = Box::new(std::io::Cursor::new(text.into_bytes()));
-        let mut source = Source::new("rows", reader, array, 500);
-        assert_eq!(source.next_row().unwrap().unwrap().line, 1);
-        let said = source.next_row().unwrap_err().to_string();
-        assert!(said.contains("rows:2:") && said.contains("at most 500 bytes"), "{said}");
+    let long = format!("{PAIR}\n{}\n{PAIR}\n", PAIR.replace("yes", &"y".repeat(1000)));
+    let csv = format!("prompt,chosen,rejected\nQ, a, b\nQ, {}, b\nQ, a, b\n", "a".repeat(1000));
+    let options =
+        |skip_bad_rows| ReadOptions { skip_bad_rows, max_row_bytes: 500, ..ReadOptions::default() };
+    for (name, bytes, line) in [
+        ("rows.jsonl", long.clone(), 2),
+        ("rows.json", format!("[{}]", long.trim().replace('\n', ",\n")), 2),
+        ("rows.json", format!("{{\"data\": [{}]}}", long.trim().replace('\n', ",\n")), 2),
+        ("rows.json", long.trim().replace("{", "{\n"), 3),
+        ("rows.csv", csv, 3),
+    ] {
+        let (_dir, path) = file(name, bytes.as_bytes());
+        let said = message(Table::read(&path, &options(false)));
+        assert!(said.starts_with(&format!("{name}:{line}:")), "{said}");
+        assert!(said.contains("at most 500 bytes") && said.contains("--max-row-bytes"), "{said}");
+        let table = Table::read(&path, &options(true)).unwrap();
+        assert_eq!((table.rows.len(), table.skipped.rows), (2, 1), "{name}");
     }
     // 80 MB of one row in 80 KB.
     let bomb = gzip(&vec![b'a'; 80 << 20]);
     let said = message(read_skipping("rows.jsonl.gz", &bomb));
-    assert!(said.contains("rows.jsonl.gz:1:") && said.contains("67108864 bytes"), "{said}");
+    assert!(said.contains("rows.jsonl.gz:1:") && said.contains("16777216 bytes"), "{said}");
+}
+
+/// Files that the tools of the field write, with the same two rows in each.
+#[test]
+fn files_of_every_shape_hold_the_same_rows() {
+    let rows = [
+        r#"{"prompt": "Q:", "chosen": " yes, \"so\"", "rejected": " no\nno"}"#,
+        r#"{"prompt": "", "chosen": "é", "rejected": "b\tb"}"#,
+    ];
+    let expected = read("rows.jsonl", rows.join("\n").as_bytes()).unwrap();
+    let values: Vec<serde_json::Value> =
+        rows.iter().map(|r| serde_json::from_str(r).unwrap()).collect();
+    let pretty = |value: &serde_json::Value| serde_json::to_string_pretty(value).unwrap();
+    let both = format!("{}, {}", rows[0], rows[1]);
+    let list = serde_json::Value::from(values.clone());
+    let table = |by: &str| {
+        let head = ["rejected", "id", "prompt", "chosen"].join(by);
+        let one = ["\" no\nno\"", "1", "Q:", "\" yes, \"\"so\"\"\""].join(by);
+        let two = ["\"b\tb\"", "", "", "é"].join(by);
+        format!("{head}\r\n{one}\n{two}")
+    };
+    for (name, text) in [
+        ("rows.jsonl", format!("\u{feff}{}\r\n\r\n{}", rows[0], rows[1])),
+        ("rows.ndjson", rows.join("\n")),
+        ("rows.jsonl", format!("{}\n{}", pretty(&values[0]), pretty(&values[1]))),
+        ("rows.json", format!("{}\n\n{}", pretty(&values[0]), pretty(&values[1]))),
+        ("rows.json", pretty(&list)),
+        ("rows.jsonl", format!("[{both}]")),
+        ("rows.json", format!("{{\"version\": 1, \"data\": [{both}], \"more\": {{\"a\": [1]}}}}")),
+        ("rows.json", pretty(&serde_json::json!({ "mine": list }))),
+        ("rows.json", pretty(&serde_json::json!({ "about": {"by": "us"}, "train": list }))),
+        ("rows.csv", table(",")),
+        ("rows.csv", format!("\u{feff}{}", table(","))),
+        ("rows.tsv", table("\t")),
+    ] {
+        let zipped = (format!("{name}.gz"), gzip(text.as_bytes()));
+        for (name, bytes) in [(name.to_string(), text.clone().into_bytes()), zipped] {
+            let found = read(&name, &bytes).unwrap_or_else(|e| panic!("{name}: {e}: {text}"));
+            assert_eq!(found.format, expected.format);
+            for (row, same) in found.rows.iter().zip(&expected.rows) {
+                assert_eq!(row.record, same.record, "{name}: {text}");
+            }
+            assert_eq!(found.rows.len(), 2, "{name}: {text}");
+        }
+    }
+    // A line that was cut off is one bad row, and not the rest of the file.
+    let cut = format!("{}\n{}", &rows[0][..17], rows.join("\n"));
+    let table = read_skipping("rows.jsonl", cut.as_bytes()).unwrap();
+    assert_eq!((table.rows.len(), table.skipped.rows), (2, 1));
+    for columns in [
+        r#"{"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"]}"#,
+        r#"{"prompt": {"0": "a"}, "chosen": {"0": "c"}, "rejected": {"0": "e"}}"#,
+    ] {
+        let said = message(read("rows.json", columns.as_bytes()));
+        assert!(
+            said.contains("a list of columns") && said.contains("one object per line"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn cells_become_what_their_columns_say() {
+    let text = "prompt,completion,label\nQ,a,True\nQ,b,false\nQ,1,0\nQ,c,maybe\nQ,d\n";
+    let table = read_skipping("rows.csv", text.as_bytes()).unwrap();
+    let rows = table.rows.iter().map(|row| match &row.record {
+        Record::Unpaired(row) => (row.completion.as_str(), row.desirable),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(rows.collect::<Vec<_>>(), [("a", true), ("b", false), ("1", false)]);
+    assert!(table.skipped.first[0].contains("rows.csv:5: field `label`"), "{:?}", table.skipped);
+    assert!(table.skipped.first[1].contains("rows.csv:6: field `-`: expected 3 columns"));
+    let pairs = "prompt,chosen,rejected,margin\nQ,a,b,1.5\nQ,c,d,\n";
+    let table = read("rows.csv", pairs.as_bytes()).unwrap();
+    let margins = table.rows.iter().map(|row| match &row.record {
+        Record::Pair(pair) => pair.margin,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(margins.collect::<Vec<_>>(), [Some(1.5), None]);
 }
 
 #[test]

@@ -3,8 +3,10 @@
 mod added;
 mod chat;
 mod conversations;
+mod families;
 mod formats;
 mod golden;
+mod parquet;
 mod parsing;
 mod tokens;
 

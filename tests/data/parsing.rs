@@ -4,12 +4,12 @@ use collimate::data::source::Source;
 use collimate::data::{ReadOptions, Record, Table, prompt};
 use proptest::prelude::*;
 
-fn table(bytes: &[u8], array: bool, skip_bad_rows: bool) -> collimate::Result<Table> {
+fn table(bytes: &[u8], skip_bad_rows: bool) -> collimate::Result<Table> {
     // A small buffer, so that rows straddle it.
     let reader =
         Box::new(std::io::BufReader::with_capacity(7, std::io::Cursor::new(bytes.to_vec())));
     Table::from_source(
-        Source::new("rows", reader, array, 1 << 16),
+        Source::new("rows", reader, 1 << 16)?,
         &ReadOptions { skip_bad_rows, ..ReadOptions::default() },
     )
 }
@@ -51,13 +51,13 @@ fn value() -> impl Strategy<Value = serde_json::Value> {
 
 proptest! {
     #[test]
-    fn bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), array: bool, skip: bool) {
-        let _ = table(&bytes, array, skip);
+    fn bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), skip: bool) {
+        let _ = table(&bytes, skip);
     }
 
     #[test]
-    fn near_json_never_panics(text in "[\\[\\]{}\",:a\\\\ \n0-9]{0,80}", array: bool, skip: bool) {
-        let _ = table(text.as_bytes(), array, skip);
+    fn near_json_never_panics(text in "[\\[\\]{}\",:a\\\\ \n0-9]{0,80}", skip: bool) {
+        let _ = table(text.as_bytes(), skip);
     }
 
     #[test]
@@ -68,9 +68,9 @@ proptest! {
         }
         let lines: Vec<String> = values.iter().map(|v| v.to_string()).collect();
         let pretty = serde_json::to_string_pretty(&values).unwrap();
-        let one = table(lines.join("\n").as_bytes(), false, true);
+        let one = table(lines.join("\n").as_bytes(), true);
         for text in [format!("[{}]", lines.join(",")), pretty] {
-            match (&one, table(text.as_bytes(), true, true)) {
+            match (&one, table(text.as_bytes(), true)) {
                 (Ok(one), Ok(other)) => {
                     let records = |t: &Table| t.rows.iter().map(|r| r.record.clone()).collect::<Vec<_>>();
                     prop_assert_eq!(records(one), records(&other));
@@ -115,7 +115,7 @@ proptest! {
     #[test]
     fn rows_read_are_the_rows_written(prompt in ".{0,20}", chosen in ".{1,20}", rejected in ".{1,20}") {
         let row = serde_json::json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected });
-        let table = table(row.to_string().as_bytes(), false, false).unwrap();
+        let table = table(row.to_string().as_bytes(), false).unwrap();
         let Record::Pair(pair) = &table.rows[0].record else { panic!() };
         prop_assert_eq!((&pair.prompt, &pair.chosen, &pair.rejected), (&prompt, &chosen, &rejected));
     }

@@ -179,8 +179,7 @@ pub const REMEDIES: &[(&str, &[&str])] = &[
     ("name the column with columns: text=NAME", &["dataset_text_field"]),
     ("use completion_only_loss: false", &["train_on_inputs"]),
     ("edit the chat template itself", &["chat_template_kwargs", "chat_template_name"]),
-    ("name a file with dataset_name", &["dataset_mixer", "dataset_splits", "dataset_configs", "dataset_id_or_path"]),
-    ("name a file with eval_dataset", &["test_split_size"]),
+    ("name a file or folder with dataset_name", &["dataset_configs", "dataset_id_or_path"]),
     ("give a tokenizer with the model's folder", &["tokenizer_name_or_path", "tokenizer_name"]),
     ("a run of its own ends the training: leave it out", &["eval_delay"]),
     ("the reference is the initial model: leave it out, or train from it", &[
@@ -213,5 +212,4 @@ pub const REMEDIES: &[(&str, &[&str])] = &[
     ("prompts are cut with their completions: set max_length", &["max_prompt_length"]),
     ("set max_length", &["max_completion_length", "max_target_length"]),
     ("set the end token in the model's folder (generation_config.json, tokenizer_config.json)", &["eos_token"]),
-    ("put the rows into one file and name it with dataset_name", &["datasets"]),
 ];

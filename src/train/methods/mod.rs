@@ -189,7 +189,3 @@ impl Scores {
 pub(super) fn sum(values: impl Iterator<Item = f64>) -> Sum {
     values.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1))
 }
-
-fn line_of(line: Option<usize>) -> String {
-    line.map_or_else(|| "no line".into(), |line| format!("line {line}"))
-}

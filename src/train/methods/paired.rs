@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, sum};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, sum};
 use crate::data::formats::PairText;
 use crate::data::{Candidates, Dataset, Pair};
 use crate::losses::{self, BatchOutput, Normaliser, PairBatch, PairObjective};
@@ -113,7 +113,7 @@ impl super::Method for Paired {
     }
 
     fn describe(&self, example: usize) -> String {
-        line_of(self.pairs.line(example))
+        self.pairs.place(example)
     }
 
     fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {

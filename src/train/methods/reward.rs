@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, sum};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, sum};
 use crate::data::preferences::PreferenceText;
 use crate::data::{Dataset, Preference};
 use crate::losses::{
@@ -82,12 +82,8 @@ impl Reward {
             let Some(PreferenceText::Pair(pair)) = self.preferences.text(i) else { continue };
             let (margin, target_prob) = (pair.margin.unwrap_or(0.0), pair.target_prob);
             let x = ScoreInputs { margin, target_prob, ..ScoreInputs::default() };
-            self.loss.value_and_gradient(&x).map_err(|e| Error::Data {
-                path: self.preferences.path().into(),
-                line: self.preferences.line(i).unwrap_or_default(),
-                field: "margin".into(),
-                message: e.to_string(),
-            })?;
+            let checked = self.loss.value_and_gradient(&x);
+            checked.map_err(|e| self.preferences.error(i, "margin", e.to_string()))?;
         }
         Ok(())
     }
@@ -99,7 +95,7 @@ impl super::Method for Reward {
     }
 
     fn describe(&self, example: usize) -> String {
-        line_of(self.preferences.line(example))
+        self.preferences.place(example)
     }
 
     fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals};
 use crate::data::{Dataset, Example};
 use crate::nn::LayoutBuilder;
 use crate::train::DeviceScores;
@@ -20,7 +20,7 @@ impl super::Method for Sft {
     }
 
     fn describe(&self, example: usize) -> String {
-        line_of(self.examples.line(example))
+        self.examples.place(example)
     }
 
     fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {

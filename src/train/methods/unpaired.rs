@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, line_of, sum};
+use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, sum};
 use crate::data::{Dataset, Unpaired as Example};
 use crate::losses::{KlEstimate, Kto};
 use crate::nn::LayoutBuilder;
@@ -52,7 +52,7 @@ impl super::Method for Unpaired {
     }
 
     fn describe(&self, example: usize) -> String {
-        line_of(self.examples.line(example))
+        self.examples.place(example)
     }
 
     fn micro_batch(&self, examples: &[usize]) -> Result<MicroBatch> {
