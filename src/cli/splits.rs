@@ -44,9 +44,9 @@ impl TrainArgs {
             None => None,
         };
         let mut notices: Vec<String> = self.splits.notice(path).into_iter().collect();
-        if held_out.is_none() && when.needs_evaluations() {
+        if let (None, Some(name)) = (&held_out, when.needs_evaluations()) {
             let expected = "held-out data, by eval_dataset and an eval_strategy";
-            return Err(Error::setting("load_best_model_at_end", expected, "none"));
+            return Err(Error::setting(name, expected, "none"));
         }
         if held_out.is_none() && when.asks_for_evaluations() {
             notices.push("there is no eval_dataset: nothing is evaluated".into());

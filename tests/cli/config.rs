@@ -114,7 +114,7 @@ fn wrong_files_are_named() {
         ("load_in_4bit: true", "load_in_4bit"),
         ("optim: sgd", "field `optim`: sgd (AdamW is the optimiser"),
         ("rpo_alpha: 1.0", "field `rpo_alpha`: 1.0 (add a weight to a loss list"),
-        ("ld_alpha: 0.5", "ld_alpha"),
+        ("ld_alpha: -0.5", "--ld-alpha: expected a number from 0 to 1"),
         ("model_init_kwargs: {num_hidden_layers: 2}", "field `model_init_kwargs`"),
         ("allow_commands: true", "field `allow_commands`: expected on the command line alone"),
     ] {
