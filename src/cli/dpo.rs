@@ -38,6 +38,9 @@ pub struct Args {
     /// SimPO's target margin
     #[arg(long, default_value_t = 0.5, value_name = "X")]
     simpo_gamma: f64,
+    /// SimPO's target margin in units of beta, in the place of --simpo-gamma [default: none]
+    #[arg(long, conflicts_with = "simpo_gamma", value_name = "X")]
+    gamma_beta_ratio: Option<f64>,
     /// Weight of CPO's likelihood term
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     cpo_alpha: f64,
@@ -180,7 +183,7 @@ impl Args {
         let options = LossOptions {
             beta: self.beta,
             label_smoothing: self.label_smoothing,
-            simpo_gamma: self.simpo_gamma,
+            simpo_gamma: self.gamma_beta_ratio.map_or(self.simpo_gamma, |x| x * self.beta),
             cpo_alpha: self.cpo_alpha,
             discopop_tau: self.discopop_tau,
             psi: psi(&self.psi)?,

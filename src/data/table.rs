@@ -31,6 +31,8 @@ pub struct ReadOptions {
     pub chat: Option<Arc<Chat>>,
     /// Columns under other names: ours, and the file's.
     pub columns: Vec<(String, String)>,
+    /// The column that is the text of rows without one of ours, where they have it.
+    pub text_field: Option<String>,
     /// Of conversations to imitate, find out what the assistant says.
     pub assistant_only: bool,
 }
@@ -43,6 +45,9 @@ pub struct Skipped {
     /// The messages of the first [`Skipped::SHOWN`].
     pub first: Vec<String>,
 }
+
+/// Columns that say what a row is before a text does.
+const BEFORE_TEXT: [&str; 5] = ["messages", "conversations", "prompt", "completion", "chosen"];
 
 impl Skipped {
     /// How many messages are kept.
@@ -255,6 +260,12 @@ fn object(path: &Path, raw: &RawRow, options: &ReadOptions) -> Result<Map<String
     });
     let taken = taken.collect::<Result<Vec<_>>>()?;
     row.extend(taken);
+    if let Some(field) = &options.text_field
+        && !row.keys().any(|key| BEFORE_TEXT.contains(&key.as_str()))
+        && let Some(value) = row.shift_remove(field)
+    {
+        row.insert("text".into(), value);
+    }
     canonical(&mut row);
     Ok(row)
 }
