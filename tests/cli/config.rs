@@ -297,7 +297,7 @@ fn a_column_of_texts_by_its_name() {
     fixture.train("sft", "pairs-too", field);
     assert_eq!(fixture.weights("pairs"), fixture.weights("pairs-too"));
     let missing = format!("--dataset {named} --dataset-text-field contents");
-    fixture.run("sft", "out", &missing).fails(&["named.jsonl", "line 1"]);
+    fixture.run("sft", "out", &missing).fails(&["named.jsonl:1", "got content, source"]);
 }
 
 #[test]
