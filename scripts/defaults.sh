@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What every training command makes of the demo's world with its default flags: the table of docs/defaults.md.
+# What every training command makes of the demo's world with its default flags, but for one pass over pairs: the
+# table of docs/defaults.md.
 #   scripts/defaults.sh [FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -36,9 +37,9 @@ echo "| | reward | win rate | KL | tokens |"
 echo "|---|---|---|---|---|"
 for loss in sigmoid hinge ipo ipo_sum robust exo_pair apo_zero apo_down nca_pair sppo_hard sigmoid_norm \
     psi_po slic_hf kto_paired simpo orpo cpo discopop aot aot_unpaired; do
-    policy "$loss" dpo --loss-type "$loss" --dataset "$world/train.jsonl"
+    policy "$loss" dpo --num-train-epochs 1 --loss-type "$loss" --dataset "$world/train.jsonl"
 done
-policy kto kto --dataset "$world/train.jsonl"
+policy kto kto --num-train-epochs 1 --dataset "$world/train.jsonl"
 policy spin spin --dataset "$world/train.jsonl"
 for method in ppo rloo grpo online-dpo; do
     policy "$method" "$method" --reward demo --dataset "$world/prompts.jsonl"
@@ -46,11 +47,11 @@ done
 "$collimate" sft --model "$world/sft" --dataset "$world/judge.jsonl" --output-dir "$dir/judge" >"$dir/judge.log" 2>&1
 "$collimate" rlaif --judge "$dir/judge" --judge-templates "$world/judge.yaml" --dataset "$world/train.jsonl" \
     --output "$dir/judged.jsonl" >"$dir/labels.txt" 2>&1
-policy rlaif dpo --dataset "$dir/judged.jsonl"
+policy rlaif dpo --num-train-epochs 1 --dataset "$dir/judged.jsonl"
 
 echo
 grep '^agreement' "$dir/labels.txt"
-"$collimate" reward --model "$world/sft" --dataset "$world/train.jsonl" --output-dir "$dir/reward" >"$dir/reward.log" 2>&1
+"$collimate" reward --model "$world/sft" --dataset "$world/train.jsonl" --num-train-epochs 1 --output-dir "$dir/reward" >"$dir/reward.log" 2>&1
 "$collimate" eval --reward-model "$dir/reward" --dataset "$world/test.jsonl" | grep '^accuracy'
 "$collimate" sft --model "$world/init" --dataset "$world/corpus.jsonl" --output-dir "$dir/sft" >"$dir/sft.log" 2>&1
 for model in "$world/init" "$dir/sft"; do

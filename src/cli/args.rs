@@ -222,7 +222,7 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub gradient_accumulation_steps: usize,
     /// Passes over the data
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, default_value_t = 3.0, value_name = "X")]
     pub num_train_epochs: f64,
     /// Optimiser steps; overrides --num-train-epochs [default: none]
     #[arg(long, value_name = "N")]

@@ -15,11 +15,12 @@ use crate::{Error, Result};
 
 /// Settings that may be others when a run goes on: they decide how long it is, what is saved and said, and
 /// where it computes.
-const MAY_CHANGE: [&str; 29] = [
+const MAY_CHANGE: [&str; 30] = [
     "merge",
     "output_dir",
     "dataset_test_split",
     "eval_dataset",
+    "eval_delay",
     "eval_on_start",
     "eval_steps",
     "eval_strategy",

@@ -11,7 +11,7 @@ use crate::losses::{
 };
 use crate::train::methods::Paired;
 use crate::train::{Method, SyncRefModel};
-use crate::{Error, Result};
+use crate::{Device, Error, Result};
 
 /// Rows of `prompt, chosen, rejected`, or of `chosen, rejected` whose prompt is their common start;
 /// with `weight` and `target_prob` where there are any.
@@ -22,7 +22,7 @@ pub struct Args {
     #[command(flatten)]
     parts: PartLimits,
     /// sigmoid (DPO), hinge, ipo (per token, as TRL), ipo_sum (as the paper), robust, exo_pair,
-    /// apo_zero, apo_down, nca_pair, sppo_hard, sigmoid_norm, psi_po, slic_hf, kto_paired, simpo,
+    /// apo_zero, apo_down, nca_pair, bco_pair, sppo_hard, sigmoid_norm, psi_po, slic_hf, kto_paired, simpo,
     /// orpo, cpo, discopop, aot, aot_unpaired; or a weighted list: sigmoid:1,sft:0.2
     #[arg(long, default_value = "sigmoid", value_name = "LOSS")]
     loss_type: String,
@@ -38,6 +38,9 @@ pub struct Args {
     /// SimPO's target margin
     #[arg(long, default_value_t = 0.5, value_name = "X")]
     simpo_gamma: f64,
+    /// SimPO's target margin in units of beta, in the place of --simpo-gamma [default: none]
+    #[arg(long, conflicts_with = "simpo_gamma", value_name = "X")]
+    gamma_beta_ratio: Option<f64>,
     /// Weight of CPO's likelihood term
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     cpo_alpha: f64,
@@ -77,6 +80,13 @@ pub struct Args {
     /// Take the reference's log-probs as 0; no reference is loaded
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     reference_free: bool,
+    /// What the tokens of the longer answer past the end of the shorter one count, from 0 to 1 (LD-DPO)
+    /// [default: 1]
+    #[arg(long, value_name = "X")]
+    ld_alpha: Option<f64>,
+    /// Weigh pairs by how likely their answers are under the policy (WPO); on the CPU alone
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    use_weighting: bool,
     /// Score the reference over the whole dataset once, before the first step
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     precompute_ref_log_probs: bool,
@@ -113,6 +123,13 @@ enum SlicTargetName {
 pub fn run(args: Args, given: &Given) -> Result<()> {
     let objective = args.objective()?;
     let mut run = Run::new(&args.train, given)?;
+    if run.device != Device::Cpu && objective.use_weighting {
+        return Err(Error::Unsupported("--use-weighting on a GPU: use --device cpu".into()));
+    }
+    let bco = objective.terms.iter().any(|(_, term)| term.name() == "bco_pair");
+    if run.device != Device::Cpu && bco {
+        return Err(Error::Unsupported("--loss-type bco_pair on a GPU: use --device cpu".into()));
+    }
     run.parts = args.parts.clone();
     run.config.precompute_ref_log_probs = args.precompute_ref_log_probs;
     let (steps, alpha) = (args.ref_model_sync_steps, args.ref_model_mixup_alpha);
@@ -163,7 +180,7 @@ impl Args {
         let options = LossOptions {
             beta: self.beta,
             label_smoothing: self.label_smoothing,
-            simpo_gamma: self.simpo_gamma,
+            simpo_gamma: self.gamma_beta_ratio.map_or(self.simpo_gamma, |x| x * self.beta),
             cpo_alpha: self.cpo_alpha,
             discopop_tau: self.discopop_tau,
             psi: psi(&self.psi)?,
@@ -176,6 +193,8 @@ impl Args {
             kto_lambda_d: self.kto_lambda_d,
             kto_lambda_u: self.kto_lambda_u,
             kto_detach_kl: self.kto_detach_kl,
+            ld_alpha: self.ld_alpha,
+            use_weighting: self.use_weighting,
             reference_free: self.reference_free,
             divergence: match self.f_divergence_type {
                 DivergenceName::ReverseKl => Divergence::ReverseKl,
@@ -184,15 +203,7 @@ impl Args {
                 DivergenceName::AlphaDivergence => Divergence::Alpha(self.f_alpha_divergence_coef),
             },
         };
-        let objective = PairObjective::parse(&self.weighted()?, &options)?;
-        let stateful = objective.terms.iter().any(|(_, term)| term.name() == "bco_pair");
-        if stateful {
-            return Err(Error::Unsupported(
-                "--loss-type bco_pair: its running mean of rewards is not part of a checkpoint"
-                    .into(),
-            ));
-        }
-        Ok(objective)
+        PairObjective::parse(&self.weighted()?, &options)
     }
 
     /// `--loss-type` with the weights of `--loss-weights`.

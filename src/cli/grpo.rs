@@ -24,6 +24,10 @@ pub struct Args {
     /// Weight of the KL to the reference in the loss; 0: no reference is loaded
     #[arg(long, default_value_t = 0.0, value_name = "X")]
     beta: f64,
+    /// Weigh each token's KL by its ratio of new to old probability, which makes its gradient that of the
+    /// reverse KL; with --beta on the CPU alone
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
+    use_bias_correction_kl: bool,
     /// How far the ratio of new to old probability of a token may go from 1
     #[arg(long, default_value_t = 0.2, value_name = "X")]
     epsilon: f64,
@@ -58,6 +62,7 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let grpo = Grpo {
         clip: args.epsilon,
         beta: args.beta,
+        weighted_kl: args.use_bias_correction_kl,
         scale: match args.scale_rewards {
             ScaleName::Group => ScaleRewards::Group,
             ScaleName::Batch => ScaleRewards::Batch,

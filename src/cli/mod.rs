@@ -134,18 +134,19 @@ fn command() -> clap::Command {
             sub.args_override_self(true).mut_arg("learning_rate", |arg| arg.help(help))
         });
     }
-    command = command
-        .mut_subcommand("sft", |sub| sub.mut_arg("num_train_epochs", |arg| arg.default_value("3")));
+    // Those of one round.
+    command = command.mut_subcommand("spin", |sub| {
+        sub.mut_arg("num_train_epochs", |arg| arg.default_value("1"))
+    });
     for (name, temperature, length, passes, micro_batches) in [
         ("ppo", "0.7", "53", "4", "8"),
-        ("rloo", "1", "256", "1", "8"),
-        ("grpo", "1", "256", "1", "8"),
+        ("rloo", "1", "512", "1", "8"),
+        ("grpo", "1", "512", "1", "8"),
         ("online-dpo", "0.9", "64", "1", "2"),
     ] {
         command = command.mut_subcommand(name, |sub| {
             sub.mut_arg("max_length", |arg| arg.help("Longest prompt, in tokens"))
                 .mut_arg("gradient_accumulation_steps", |arg| arg.default_value(micro_batches))
-                .mut_arg("num_train_epochs", |arg| arg.default_value("3"))
                 .mut_arg("temperature", |arg| arg.default_value(temperature))
                 .mut_arg("response_length", |arg| arg.default_value(length))
                 .mut_arg("num_ppo_epochs", |arg| arg.default_value(passes))

@@ -22,6 +22,9 @@ pub struct Args {
     /// The score's first weights, where the model is a language model: zero, or normal as in TRL
     #[arg(long, default_value = "zero", value_name = "NAME")]
     score_init: InitName,
+    /// The token that ends an answer: a model's own, which its folder names [default: that]
+    #[arg(long, value_name = "TOKEN")]
+    eos_token: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -37,6 +40,7 @@ pub fn run(args: Args, given: &Given) -> Result<()> {
     let loss = BradleyTerry { center: args.center_rewards_coefficient };
     loss.validate()?;
     let mut run = Run::new(&args.train, given)?;
+    run.ends_with(args.eos_token.as_deref())?;
     run.scoring(match args.score_init {
         InitName::Zero => ScoreInit::Zero,
         InitName::Normal => ScoreInit::Normal(args.train.seed),

@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     mask_truncated_completions: bool,
     /// Completions of each prompt
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, alias = "rloo-k", default_value_t = 2, value_name = "N")]
     num_generations: usize,
     /// Weight of a completion's KL to the reference in its reward
     #[arg(long, default_value_t = 0.05, value_name = "X")]

@@ -120,6 +120,7 @@ fn of_trl(
         Some(Meaning::Accepted(Fate::Same)) => {}
         Some(Meaning::Accepted(Fate::Notice(what))) => settings.notice(what, key),
         Some(Meaning::Accepted(Fate::Becomes(flag))) => flags.push(flag.into()),
+        Some(Meaning::Flag(flag)) => flags.push(flag.into()),
         Some(Meaning::Refused(remedy)) => {
             let value: String = match value.char_indices().nth(40) {
                 Some((at, _)) => format!("{}...", &value[..at]),

@@ -90,9 +90,9 @@ impl TrainArgs {
             None => None,
         };
         let evaluated = held_out.is_some() || hold_out.is_some() && when.asks_for_evaluations();
-        if !evaluated && when.needs_evaluations() {
+        if let (false, Some(name)) = (evaluated, when.needs_evaluations()) {
             let expected = "held-out data, by eval_dataset and an eval_strategy";
-            return Err(Error::setting("load_best_model_at_end", expected, "none"));
+            return Err(Error::setting(name, expected, "none"));
         }
         if !evaluated && when.asks_for_evaluations() {
             notices.push("there is no eval_dataset: nothing is evaluated".into());

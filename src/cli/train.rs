@@ -125,6 +125,20 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Checks that a token that is said to end answers is the one that does.
+    pub fn ends_with(&self, token: Option<&str>) -> Result<()> {
+        let own = self.tokenizer.eos_text();
+        if token.is_none() || token == own {
+            return Ok(());
+        }
+        let expected = format!(
+            "the end token of the model's folder, {}; name another there, as eos_token in \
+             tokenizer_config.json and as eos_token_id in generation_config.json",
+            own.unwrap_or("which has none")
+        );
+        Err(Error::setting("eos_token", expected, token.unwrap_or_default()))
+    }
+
     /// The training examples, and the held-out ones where there are any.
     pub fn datasets<T: Item>(&mut self, unpair: bool) -> Result<(Dataset<T>, Option<Dataset<T>>)> {
         let limit = self.folder.config.max_positions;

@@ -20,6 +20,9 @@ pub struct WhenArgs {
     /// Evaluate before the first step too
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     eval_on_start: bool,
+    /// No evaluation before this step; with --eval-strategy epoch, before so many passes over the data
+    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    eval_delay: f64,
     /// Examples per forward of an evaluation [default: --per-device-train-batch-size]
     #[arg(long, value_name = "N")]
     per_device_eval_batch_size: Option<usize>,
@@ -32,9 +35,10 @@ pub struct WhenArgs {
     /// Log the first step too
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     logging_first_step: bool,
-    /// When checkpoints are made: no, steps (every --save-steps) or epoch
+    /// When checkpoints are made: no, steps (every --save-steps), epoch, or best (whenever an evaluation
+    /// is the best so far)
     #[arg(long, default_value = "steps", value_name = "WHEN")]
-    save_strategy: Strategy,
+    save_strategy: SaveStrategy,
     /// Steps between checkpoints, or a share of the run below 1; 0: none
     #[arg(long, default_value_t = 500.0, value_name = "N")]
     save_steps: f64,
@@ -67,6 +71,20 @@ enum Strategy {
     Epoch,
 }
 
+/// When checkpoints are made, by name.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum SaveStrategy {
+    /// Never.
+    #[value(aliases = ["false", "False"])]
+    No,
+    /// Every so many steps.
+    Steps,
+    /// At the end of each epoch.
+    Epoch,
+    /// Whenever an evaluation is the best so far.
+    Best,
+}
+
 impl Strategy {
     fn every(self, name: &str, steps: f64) -> Result<Every> {
         match self {
@@ -87,12 +105,14 @@ impl WhenArgs {
     pub fn asks_for_evaluations(&self) -> bool {
         self.load_best_model_at_end
             || self.eval_on_start
+            || self.save_strategy == SaveStrategy::Best
             || self.eval_strategy.is_some_and(|when| when != Strategy::No)
     }
 
-    /// Whether the run cannot do without held-out data.
-    pub fn needs_evaluations(&self) -> bool {
-        self.load_best_model_at_end
+    /// The setting that cannot do without held-out data.
+    pub fn needs_evaluations(&self) -> Option<&'static str> {
+        let saves = (self.save_strategy == SaveStrategy::Best).then_some("save_strategy");
+        self.load_best_model_at_end.then_some("load_best_model_at_end").or(saves)
     }
 
     /// Puts them into a configuration.
@@ -105,7 +125,12 @@ impl WhenArgs {
             return Err(Error::setting("logging_steps", "at least 1, or a share of the run", 0));
         }
         config.logging_first_step = self.logging_first_step;
-        config.save_steps = self.save_strategy.every("save_steps", self.save_steps)?;
+        config.save_steps = match self.save_strategy {
+            SaveStrategy::No | SaveStrategy::Best => Every::No,
+            SaveStrategy::Steps => Every::of_steps("save_steps", self.save_steps)?,
+            SaveStrategy::Epoch => Every::Epoch,
+        };
+        config.eval_delay = self.eval_delay;
         config.eval_steps = match (self.eval_strategy, self.eval_steps) {
             (None, None) => Every::No,
             (None, Some(steps)) => Every::of_steps("eval_steps", steps)?,
@@ -117,7 +142,9 @@ impl WhenArgs {
         config.eval_batch_size = self.per_device_eval_batch_size;
         let metric = self.metric_for_best_model.as_deref().unwrap_or("loss");
         let best = Best::new(metric, self.greater_is_better);
-        config.load_best = self.load_best_model_at_end.then_some(best);
+        config.best = self.needs_evaluations().map(|_| best);
+        config.load_best = self.load_best_model_at_end;
+        config.save_best = self.save_strategy == SaveStrategy::Best;
         Ok(())
     }
 }

@@ -34,6 +34,8 @@ pub struct ReadOptions {
     pub chat: Option<Arc<Chat>>,
     /// Columns under other names: ours, and the file's.
     pub columns: Vec<(String, String)>,
+    /// The column that is the text of rows without one of ours, where they have it.
+    pub text_field: Option<String>,
     /// Of conversations to imitate, find out what the assistant says.
     pub assistant_only: bool,
     /// The longest row, in bytes: a longer one is wrong.
@@ -46,6 +48,7 @@ impl Default for ReadOptions {
             skip_bad_rows: false,
             chat: None,
             columns: Vec::new(),
+            text_field: None,
             assistant_only: false,
             max_row_bytes: MAX_ROW_BYTES,
         }
@@ -60,6 +63,9 @@ pub struct Skipped {
     /// The messages of the first [`Skipped::SHOWN`].
     pub first: Vec<String>,
 }
+
+/// Columns that say what a row is before a text does.
+const BEFORE_TEXT: [&str; 5] = ["messages", "conversations", "prompt", "completion", "chosen"];
 
 impl Skipped {
     /// How many messages are kept.
@@ -388,6 +394,12 @@ fn object(how: &How, raw: &RawRow) -> Result<Map<String, Value>> {
     row.extend(taken);
     if how.cells {
         cells::typed(&mut row);
+    }
+    if let Some(field) = &how.options.text_field
+        && !row.keys().any(|key| BEFORE_TEXT.contains(&key.as_str()))
+        && let Some(value) = row.shift_remove(field)
+    {
+        row.insert("text".into(), value);
     }
     canonical(&mut row);
     Ok(row)

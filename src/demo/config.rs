@@ -43,7 +43,7 @@ pub enum DemoMethod {
         /// Its name on the command line, which may be a weighted list.
         name: String,
         /// The settings of `collimate dpo`.
-        options: LossOptions,
+        options: Box<LossOptions>,
         /// What they make.
         objective: PairObjective,
     },
@@ -99,7 +99,7 @@ impl DemoMethod {
             ..default
         };
         let objective = PairObjective::parse(name, &options)?;
-        Ok(DemoMethod::Paired { name: name.into(), options, objective })
+        Ok(DemoMethod::Paired { name: name.into(), options: options.into(), objective })
     }
 
     /// Its name on the command line.

@@ -36,7 +36,8 @@ pub fn settings() -> Result<Vec<Setting>> {
         |family, name, loss: &str, soft, options: Vec<(String, LossOptions)>| -> Result<()> {
             for (flags, options) in options {
                 let objective = PairObjective::parse(loss, &options)?;
-                let method = DemoMethod::Paired { name: loss.into(), options, objective };
+                let method =
+                    DemoMethod::Paired { name: loss.into(), options: Box::new(options), objective };
                 let labels = if soft { " (true target_prob)" } else { "" };
                 let flags = format!("--loss-type {loss} {flags}{labels}");
                 all.push(Setting { name, family, flags, way: Way::Pairs(Box::new(method)), soft });

@@ -63,6 +63,9 @@ pub struct Grpo {
     pub clip: f64,
     /// Weight of the KL term. 0, off.
     pub beta: f64,
+    /// The KL of a token counts by its ratio of new to old probability, through which its gradient passes
+    /// too: then that is the gradient of the reverse KL (DeepSeek-AI 2025, arXiv:2512.02556). Off.
+    pub weighted_kl: bool,
     /// What advantages are divided by.
     pub scale: ScaleRewards,
     /// What the sum over tokens is divided by.
@@ -72,7 +75,7 @@ pub struct Grpo {
 impl Default for Grpo {
     fn default() -> Self {
         let (scale, normaliser) = (ScaleRewards::Group, TokenNormaliser::Dapo);
-        Grpo { clip: 0.2, beta: 0.0, scale, normaliser }
+        Grpo { clip: 0.2, beta: 0.0, weighted_kl: false, scale, normaliser }
     }
 }
 
@@ -142,10 +145,16 @@ impl Grpo {
         let mut out = ppo.policy(logp, old_logp, advantage);
         if self.beta > 0.0 {
             let k1 = logp - ref_logp;
-            out.loss += self.beta * KlEstimator::K3.at(logp, ref_logp);
+            let kl = KlEstimator::K3.at(logp, ref_logp);
             // Beyond the clamp the estimate is linear in nothing: its slope is that of the clamp.
             let slope = if k1 < -LARGEST_LOG_RATIO { 0.0 } else { -(-k1).exp_m1() };
-            out.dlogp += self.beta * slope;
+            let bound = (logp - old_logp).abs() > LARGEST_LOG_RATIO;
+            let (weight, passing) = match self.weighted_kl {
+                true => (out.ratio, if bound { 0.0 } else { out.ratio }),
+                false => (1.0, 0.0),
+            };
+            out.loss += self.beta * weight * kl;
+            out.dlogp += self.beta * (weight * slope + passing * kl);
         }
         out
     }
@@ -180,15 +189,32 @@ mod tests {
 
     #[test]
     fn gradients_of_the_token_loss() {
-        let grpo = Grpo { beta: 0.3, ..Grpo::default() };
-        for (logp, old, reference, advantage) in
-            [(-1.0, -1.05, -1.3, 0.7), (-2.0, -1.0, -0.5, -0.4), (-0.2, -1.0, -2.0, 1.0)]
+        let plain = Grpo { beta: 0.3, ..Grpo::default() };
+        let weighted = Grpo { weighted_kl: true, ..plain };
+        for (grpo, (logp, old, reference, advantage)) in
+            [plain, weighted].into_iter().flat_map(|g| {
+                [(-1.0, -1.05, -1.3, 0.7), (-2.0, -1.0, -0.5, -0.4), (-0.2, -1.0, -2.0, 1.0)]
+                    .map(|token| (g, token))
+            })
         {
             let at = |x: f64| grpo.token(x, old, reference, advantage).loss;
             let slope = (at(logp + 1e-6) - at(logp - 1e-6)) / 2e-6;
             let exact = grpo.token(logp, old, reference, advantage).dlogp;
             approx::assert_relative_eq!(slope, exact, epsilon = 1e-7);
         }
+    }
+
+    /// Where nothing has been learnt from a sample yet the ratio is 1, and yet its gradient is there.
+    #[test]
+    fn a_weighted_kl_has_another_gradient_on_its_own_samples() {
+        let grpo = Grpo { beta: 0.5, ..Grpo::default() };
+        let weighted = Grpo { weighted_kl: true, ..grpo };
+        let (plain, weighted) =
+            (grpo.token(-1.0, -1.0, -2.0, 0.0), weighted.token(-1.0, -1.0, -2.0, 0.0));
+        assert_eq!(plain.loss, weighted.loss);
+        // The score function times the log-ratio, as of the reverse KL: k3 + k3' = k1.
+        approx::assert_relative_eq!(weighted.dlogp, 0.5 * 1.0, epsilon = 1e-12);
+        assert!(plain.dlogp < weighted.dlogp);
     }
 
     #[test]

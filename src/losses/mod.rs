@@ -35,6 +35,7 @@ mod sft;
 mod simpo;
 mod slic;
 mod sppo;
+mod wpo;
 
 pub use aot::{Aot, AotUnpaired};
 pub use apo::{ApoDown, ApoZero};
@@ -65,6 +66,7 @@ pub use sft::token_nll;
 pub use simpo::SimPo;
 pub use slic::{Hinge, SlicHf, SlicTarget};
 pub use sppo::SppoHard;
+pub use wpo::wpo_weight;
 
 use crate::Result;
 
@@ -130,6 +132,7 @@ losses! {
     ApoZero: "apo_zero", "Anchored: the chosen up, the rejected down.";
     ApoDown: "apo_down", "Anchored: both down, the rejected further.";
     NcaPair: "nca_pair", "Noise contrastive alignment.";
+    BcoPair: "bco_pair", "Binary classifier optimisation on pairs.";
     SppoHard: "sppo_hard", "Self-play preference optimisation with hard labels.";
     SigmoidNorm: "sigmoid_norm", "DPO on log-probabilities averaged over tokens.";
     PsiPo: "psi_po", "Psi-PO as a regression.";
@@ -146,7 +149,6 @@ losses! {
     KtoPaired: "kto_paired", "KTO on pairs, each side against the other's KL.";
     Aot: "aot", "Alignment by optimal transport of the margins.";
     AotUnpaired: "aot_unpaired", "Alignment by optimal transport of both sides' log-ratios.";
-    BcoPair: "bco_pair", "Binary classifier optimisation on pairs.";
 }
 
 impl PairLoss {

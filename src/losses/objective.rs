@@ -1,7 +1,7 @@
 //! The objective of a paired step: one loss or a weighted list, and its names on the command line.
 
-use super::options::{check, positive};
-use super::{BatchLoss, BatchOutput, Divergence, LossOptions, PairLoss};
+use super::options::{check, positive, probability};
+use super::{BatchLoss, Divergence, LossOptions, PairLoss};
 use crate::{Error, Result};
 
 /// A weighted list of losses over the same pairs.
@@ -16,6 +16,11 @@ pub struct PairObjective {
     pub reference_free: bool,
     /// What the losses take for a log-ratio. The rewards stay log-ratios.
     pub divergence: Divergence,
+    /// What the log-probs of those tokens of the longer answer count that lie past the end of the shorter
+    /// one (LD-DPO, Liu et al. 2024, arXiv:2409.06411, under the policy and the reference); `None`: 1.
+    pub ld_alpha: Option<f64>,
+    /// Pairs count by how likely their answers are: [`wpo_weight`](super::wpo_weight).
+    pub use_weighting: bool,
 }
 
 /// One loss of an objective.
@@ -98,7 +103,14 @@ impl From<BatchLoss> for PairObjective {
 impl PairObjective {
     /// A weighted list of losses; `beta` scales the rewards.
     pub fn mixture(terms: Vec<(f64, PairTerm)>, beta: f64) -> Self {
-        PairObjective { terms, beta, reference_free: false, divergence: Divergence::ReverseKl }
+        PairObjective {
+            terms,
+            beta,
+            reference_free: false,
+            divergence: Divergence::ReverseKl,
+            ld_alpha: None,
+            use_weighting: false,
+        }
     }
 
     /// Every name that [`PairObjective::parse`] knows.
@@ -129,6 +141,8 @@ impl PairObjective {
             beta: options.beta,
             reference_free: options.reference_free,
             divergence: options.divergence,
+            ld_alpha: options.ld_alpha,
+            use_weighting: options.use_weighting,
         };
         if let Some(e) = options.label_smoothing.filter(|&e| e != 0.0)
             && !objective.terms.iter().any(|(_, t)| t.uses_label_smoothing())
@@ -149,6 +163,7 @@ impl PairObjective {
     pub fn validate(&self) -> Result<()> {
         positive("--beta", self.beta)?;
         self.divergence.validate()?;
+        self.check_weights()?;
         if self.terms.iter().all(|(_, term)| *term == PairTerm::Sft) {
             let expected = "at least one paired loss";
             return Err(Error::setting("--loss-type", expected, SFT));
@@ -171,18 +186,25 @@ impl PairObjective {
         Ok(())
     }
 
+    /// A loss over the tokens of all chosen answers has no pair that counts less; nor has one that pairs
+    /// the answers anew.
+    fn check_weights(&self) -> Result<()> {
+        if let Some(alpha) = self.ld_alpha {
+            probability("--ld-alpha", alpha)?;
+        }
+        let has = |term: &PairTerm| match term {
+            PairTerm::Sft => self.ld_alpha.is_some() || self.use_weighting,
+            PairTerm::Batch(BatchLoss::Aot(_) | BatchLoss::AotUnpaired(_)) => self.use_weighting,
+            _ => false,
+        };
+        let Some((_, term)) = self.terms.iter().find(|(_, term)| has(term)) else { return Ok(()) };
+        let setting = if self.use_weighting { "--use-weighting" } else { "--ld-alpha" };
+        Err(Error::setting(setting, "no loss that it has no meaning for", term.name()))
+    }
+
     /// Whether a reference model has to be loaded and scored.
     pub fn needs_reference(&self) -> bool {
         !self.reference_free && self.terms.iter().any(|(_, term)| term.needs_reference())
-    }
-
-    /// Takes a batch that was stepped on into the state of those losses that have one.
-    pub fn observe(&mut self, batch: &BatchOutput) {
-        for (_, term) in &mut self.terms {
-            if let PairTerm::Batch(BatchLoss::BcoPair(loss)) = term {
-                loss.observe(batch);
-            }
-        }
     }
 
     /// Whether a third sequence, sampled from the reference, has to be scored for each pair.

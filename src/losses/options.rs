@@ -34,6 +34,10 @@ pub struct LossOptions {
     pub divergence: Divergence,
     /// Temperature of DiscoPOP's modulation. 0.05.
     pub discopop_tau: f64,
+    /// What the tokens of the longer answer past the end of the shorter one count. All.
+    pub ld_alpha: Option<f64>,
+    /// Pairs count by how likely their answers are. Off.
+    pub use_weighting: bool,
 }
 
 impl Default for LossOptions {
@@ -53,6 +57,8 @@ impl Default for LossOptions {
             reference_free: false,
             divergence: Divergence::ReverseKl,
             discopop_tau: 0.05,
+            ld_alpha: None,
+            use_weighting: false,
         }
     }
 }

@@ -57,6 +57,16 @@ struct Projected<T: Element> {
     low: Option<Tensor<T>>,
 }
 
+/// The inside of a feed-forward.
+struct Gated<T: Element> {
+    /// `[T, 2F]` gate and up.
+    gate_up: Tensor<T>,
+    /// `[T, F]` silu(gate) * up.
+    activation: Tensor<T>,
+    /// What the adapters left.
+    low: Option<Tensor<T>>,
+}
+
 /// Queries and keys before their norm, and its statistics.
 #[derive(Debug)]
 struct SavedQkNorm<T: Element> {
@@ -142,7 +152,7 @@ impl Block {
             noise,
         )?;
         let (middle_normed, middle_rstd) = norm(&middle, weights, self.mlp_norm, config.rms_eps)?;
-        let (gate_up, activation, gate_up_low) =
+        let Gated { gate_up, activation, low: gate_up_low } =
             self.gate(config, weights, &middle_normed, noise)?;
         let mut out = middle.try_clone()?;
         let down_low =
@@ -210,21 +220,21 @@ impl Block {
         Ok(Projected { qkv, qk: saved, low })
     }
 
-    /// `[T, 2F]` gate and up, `[T, F]` silu(gate) * up, and what the adapters left.
+    /// Gate and up of normed rows, and what they make.
     fn gate<T: Element>(
         &self,
         config: &DecoderConfig,
         weights: &Weights<T>,
         x: &Tensor<T>,
         noise: Option<u64>,
-    ) -> Result<(Tensor<T>, Tensor<T>, Option<Tensor<T>>)> {
+    ) -> Result<Gated<T>> {
         let device = x.device();
         let mut gate_up = Tensor::to_fill(&device, x.rows(), 2 * config.ff)?;
         let low =
             self.gate_up.forward(weights, x.view(), gate_up.view_mut(), Output::Set, noise)?;
         let mut activation = Tensor::to_fill(&device, x.rows(), config.ff)?;
         swiglu::forward(gate_up.view(), activation.view_mut())?;
-        Ok((gate_up, activation, low))
+        Ok(Gated { gate_up, activation, low })
     }
 
     /// Turns the gradient of the block's output, `dx`, into that of its input, and adds the
@@ -319,10 +329,10 @@ impl Block {
                 )?;
             }
         }
-        if let Some((first, last)) = self.qkv_bias {
-            if let Some(dbias) = grads.trained_mut(first, last)? {
-                elementwise::bias_backward(dqkv.view(), dbias)?;
-            }
+        if let Some((first, last)) = self.qkv_bias
+            && let Some(dbias) = grads.trained_mut(first, last)?
+        {
+            elementwise::bias_backward(dqkv.view(), dbias)?;
         }
         Ok(())
     }
@@ -355,7 +365,7 @@ impl Block {
         )?;
         self.output.forward(weights, attention.view(), x.view_mut(), Output::Add, None)?;
         let (normed, _) = norm(&x, weights, self.mlp_norm, config.rms_eps)?;
-        let (_, activation, _) = self.gate(config, weights, &normed, None)?;
+        let Gated { activation, .. } = self.gate(config, weights, &normed, None)?;
         self.down.forward(weights, activation.view(), x.view_mut(), Output::Add, None)?;
         Ok(x)
     }

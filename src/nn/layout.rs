@@ -20,6 +20,8 @@ pub struct Layout {
     pub targets: Vec<i32>,
     /// `[S + 1]` where each sequence's scored tokens start and end in `targets`.
     pub cu_scored: Vec<i32>,
+    /// `[N]` what each scored token's log-prob counts in its sequence's sum; empty: 1 each.
+    pub weights: Vec<f32>,
 }
 
 impl Layout {
@@ -36,6 +38,13 @@ impl Layout {
     /// Scored tokens of sequence `s`.
     pub fn scored_of(&self, s: usize) -> std::ops::Range<usize> {
         self.cu_scored[s] as usize..self.cu_scored[s + 1] as usize
+    }
+
+    /// [`Layout::weights`] of the scored tokens of some sequences.
+    pub fn weights_of(&self, sequences: &std::ops::Range<usize>) -> Option<&[f32]> {
+        let cu = &self.cu_scored[sequences.start..=sequences.end];
+        let (first, last) = (cu[0] as usize, cu[cu.len() - 1] as usize);
+        (!self.weights.is_empty()).then(|| &self.weights[first..last])
     }
 
     /// The hidden row of the last scored token of each sequence.

@@ -120,6 +120,13 @@ pub fn policy<S: Real>(
         add_up(sums, n, metrics)?;
         return Ok(dlogps);
     };
+    if loss.weighted_kl && loss.beta > 0.0 {
+        return Err(Error::Unsupported(
+            "a KL by its importance weight on a GPU: set --use-bias-correction-kl false, or use \
+             --device cpu"
+                .into(),
+        ));
+    }
     let mut dlogps = Tensor::<S>::unset(cuda, n, 1)?;
     let read = |x: View<'_, S>| x.packed_on(OP, cuda).map(<*const S>::cast::<f32>);
     let maybe = |x: Option<View<'_, S>>| x.map_or(Ok(std::ptr::null()), read);

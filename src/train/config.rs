@@ -54,10 +54,16 @@ pub struct TrainConfig {
     pub eval_steps: Every,
     /// Evaluate before the first step too.
     pub eval_on_start: bool,
+    /// Steps before which nothing is evaluated, or with [`Every::Epoch`] passes over the data.
+    pub eval_delay: f64,
     /// Examples per forward of an evaluation; none: as many as in training.
     pub eval_batch_size: Option<usize>,
-    /// The checkpoint that becomes the trained model, where it is not the last one.
-    pub load_best: Option<Best>,
+    /// How the best evaluation is known, where that matters.
+    pub best: Option<Best>,
+    /// The trained model is the best checkpoint, not the last one.
+    pub load_best: bool,
+    /// A checkpoint is made whenever an evaluation is the best so far, and at no other time.
+    pub save_best: bool,
     /// Where to go on from.
     pub resume: Resume,
     /// Keep only the inputs of the blocks and recompute the rest in the backward.
@@ -170,8 +176,11 @@ impl Default for TrainConfig {
             save_total_limit: None,
             eval_steps: Every::No,
             eval_on_start: false,
+            eval_delay: 0.0,
             eval_batch_size: None,
-            load_best: None,
+            best: None,
+            load_best: false,
+            save_best: false,
             resume: Resume::No,
             gradient_checkpointing: false,
             skip_nonfinite: false,
@@ -224,6 +233,7 @@ impl TrainConfig {
         range("adam_beta2", self.adam_beta2, "0 <= beta < 1", unit(self.adam_beta2))?;
         let (epsilon, norm) = (self.adam_epsilon, self.max_grad_norm);
         range("adam_epsilon", epsilon, "a positive number", positive(epsilon))?;
+        range("eval_delay", self.eval_delay, "a number >= 0", not_negative(self.eval_delay))?;
         range("max_grad_norm", norm, "a number >= 0", not_negative(norm))?;
         if let Some(SyncRefModel { steps, alpha }) = self.sync_ref_model {
             if steps == 0 {
@@ -262,8 +272,16 @@ impl TrainConfig {
 
     /// Every checkpoint must have an evaluation to be compared by.
     fn check_best(&self) -> Result<()> {
+        if self.best.is_none() && (self.load_best || self.save_best) {
+            let expected = "a metric that the best checkpoint is known by";
+            return Err(Error::setting("metric_for_best_model", expected, "none"));
+        }
+        if self.save_best && self.eval_steps == Every::No {
+            let expected = "evaluations for save_strategy best: set eval_strategy or eval_steps";
+            return Err(Error::setting("eval_strategy", expected, "none"));
+        }
         let fits = match (self.eval_steps, self.save_steps) {
-            _ if self.load_best.is_none() => true,
+            _ if !self.load_best || self.save_best => true,
             (Every::Epoch, Every::Epoch) => true,
             (Every::Steps(eval), Every::Steps(save)) => save.is_multiple_of(eval.max(1)),
             (Every::Share(eval), Every::Share(save)) => {

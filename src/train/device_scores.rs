@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::Policy;
 use super::methods::{Method, MicroBatch, Scores, StepTotals};
-use super::step::{LOGPS_ONLY, broadcast, offsets};
+use super::step::{LOGPS_ONLY, broadcast, offsets, token_weights};
 use crate::nn::{Batch, Layout, Weights};
 use crate::ops::sequence_sum;
 use crate::ops::token_logprobs::TokenStats;
@@ -106,15 +106,18 @@ impl DeviceScores {
         stats: &TokenStats<f32>,
         logps_to: usize,
     ) -> Result<()> {
-        let cu = Tensor::column(&self.sums.device(), &offsets(layout, sequences))?;
-        for (values, row) in [
-            (Some(&stats.logps), logps_to),
-            (stats.entropy.as_ref(), ENTROPY),
-            (stats.mean_logit.as_ref(), LOGITS),
-            (stats.hit.as_ref(), HITS),
+        let device = self.sums.device();
+        let cu = Tensor::column(&device, &offsets(layout, sequences))?;
+        let weights = token_weights(&device, layout, sequences)?;
+        for (values, weights, row) in [
+            (Some(&stats.logps), weights.as_ref(), logps_to),
+            (stats.entropy.as_ref(), None, ENTROPY),
+            (stats.mean_logit.as_ref(), None, LOGITS),
+            (stats.hit.as_ref(), None, HITS),
         ] {
             if let Some(values) = values {
-                let (sums, _) = sequence_sum::forward(values.view(), cu.view(), None)?;
+                let weights = weights.map(Tensor::view);
+                let (sums, _) = sequence_sum::forward(values.view(), cu.view(), weights)?;
                 self.set(row, sequences, sums.view())?;
             }
         }
@@ -291,7 +294,9 @@ mod tests {
         layout.push_shared(&[1, 5, 6, 9], &[&[7, 8, 2], &[9, 11, 12, 13, 2]]);
         layout.push(&[3, 4], &[10, 2]);
         layout.push(&[3], &[12, 30, 2]);
-        let layout = layout.finish()?;
+        let mut layout = layout.finish()?;
+        // As a loss may count the tokens of one sequence less than those of another.
+        layout.weights = (0..layout.scored()).map(|i| 1.0 - 0.25 * (i % 3) as f32).collect();
         Ok(MicroBatch { examples: vec![0], layout, mismatched: None, num_tokens: 20 })
     }
 

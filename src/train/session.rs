@@ -116,7 +116,8 @@ impl<'a> Session<'a> {
         if self.config.eval_on_start && self.state.step == 0 {
             self.evaluate(task)?;
         }
-        let comparing = self.config.load_best.is_some();
+        let comparing = self.config.best.is_some();
+        let load_best = self.config.load_best && !self.config.save_best;
         let mut evaluated = None;
         for step in first..=total {
             self.state.step = step;
@@ -132,14 +133,20 @@ impl<'a> Session<'a> {
                 self.log(task)?;
             }
             // The last evaluation comes behind the saved model, but where it decides which one is saved.
-            let evaluates = if last { comparing } else { due(self.config.eval_steps) };
+            let evaluates = if last {
+                comparing
+            } else {
+                due(self.config.eval_steps) && !self.too_early(step, epochs.1)
+            };
+            let best = self.state.best.step;
             if evaluates {
                 task.settle(&mut self)?;
                 let record = self.evaluate(task)?;
                 evaluated = record.filter(|_| last);
             }
             let stop = self.observer.stop() && !last;
-            if stop || due(self.config.save_steps) || (last && comparing) {
+            let improved = self.config.save_best && self.state.best.step != best;
+            if stop || due(self.config.save_steps) || (last && load_best) || improved {
                 task.settle(&mut self)?;
                 self.save_checkpoint(task, stop)?;
             }
@@ -178,6 +185,12 @@ impl<'a> Session<'a> {
         self.metrics.sync()?;
         self.check_learnt()?;
         Ok(Outcome { steps: total, evaluation })
+    }
+
+    /// Whether evaluations are to wait for a later step.
+    fn too_early(&self, step: usize, epoch: f64) -> bool {
+        let done = if self.config.eval_steps == Every::Epoch { epoch } else { step as f64 };
+        done < self.config.eval_delay
     }
 
     /// What a step's gradient was: its norm, and that something was learnt where it is not 0.
@@ -274,11 +287,11 @@ impl<'a> Session<'a> {
     }
 
     fn evaluate<T: Real>(&mut self, task: &mut dyn Task<T>) -> Result<Option<Record>> {
-        let means = match (task.evaluate(self)?, &self.config.load_best) {
+        let means = match (task.evaluate(self)?, &self.config.best) {
             (Some(means), _) => means,
             (None, None) => return Ok(None),
             (None, Some(_)) => {
-                let name = "load_best_model_at_end";
+                let name = "metric_for_best_model";
                 return Err(Error::setting(name, "held-out data to know the best by", "none"));
             }
         };
@@ -298,7 +311,7 @@ impl<'a> Session<'a> {
 
     /// Remembers an evaluation that is the best so far.
     fn compare(&mut self, record: &Record) -> Result<()> {
-        let Some(best) = &self.config.load_best else { return Ok(()) };
+        let Some(best) = &self.config.best else { return Ok(()) };
         let Some(value) = record.get(&best.metric) else {
             let names: Vec<&str> = record.iter().map(|(name, _)| name).collect();
             let expected = format!("one of {}", names.join(", "));
@@ -313,10 +326,10 @@ impl<'a> Session<'a> {
 
     /// Puts the weights of the best checkpoint in the place of the last ones, where they are others.
     fn take_best<T: Real>(&mut self, task: &mut dyn Task<T>) -> Result<Option<Record>> {
-        let (Some(best), Some(step)) = (&self.config.load_best, self.state.best.checkpoint) else {
+        let (Some(best), Some(step)) = (&self.config.best, self.state.best.checkpoint) else {
             return Ok(None);
         };
-        if step == self.state.step {
+        if !self.config.load_best || step == self.state.step {
             return Ok(None);
         }
         let path = self.config.output_dir.join(format!("checkpoint-{step}"));

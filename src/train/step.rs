@@ -31,10 +31,14 @@ pub(super) fn noise(seed: u64, update: u64, micro: usize) -> Option<u64> {
     Some(Rng::at(seed, 1 << 44 | update, 2 * micro as u64).next_u64())
 }
 
-pub(super) const WANTED: Wanted =
-    Wanted { entropy: true, mean_logit: true, hit: true, log_sum_p2: false };
 pub(super) const LOGPS_ONLY: Wanted =
     Wanted { entropy: false, mean_logit: false, hit: false, log_sum_p2: false };
+
+/// What a method's loss and metrics are made of.
+fn wanted(method: &dyn Method) -> Wanted {
+    let log_sum_p2 = method.needs_surprise();
+    Wanted { entropy: true, mean_logit: true, hit: true, log_sum_p2 }
+}
 
 impl<T: Element<Stat = f32>> Policy<T> {
     /// Forward and backward of one micro-batch: its loss; gradients are added to `grads`, scores
@@ -91,7 +95,7 @@ impl<T: Element<Stat = f32>> Policy<T> {
                 &hidden,
                 batch,
                 sequences.clone(),
-                WANTED,
+                wanted(method),
             )?;
             let dlogps = loss(sequences, &chunk.stats)?;
             chunk.backward(
@@ -118,7 +122,7 @@ impl<T: Element<Stat = f32>> Policy<T> {
         let mut scores = Scores::default();
         let batch = self.decoder.batch::<T>(&self.device, micro.layout.clone())?;
         self.score_reference(method, micro, &batch, &mut scores)?;
-        self.score_with(&self.weights, &batch, WANTED, &mut scores)?;
+        self.score_with(&self.weights, &batch, wanted(method), &mut scores)?;
         Ok(scores)
     }
 
@@ -232,21 +236,38 @@ impl Scores {
     ) -> Result<()> {
         let device = stats.logps.device();
         let cu = Tensor::column(&device, &offsets(layout, &sequences))?;
-        for (values, into) in [
-            (Some(&stats.logps), &mut self.logps),
-            (stats.entropy.as_ref(), &mut self.entropy),
-            (stats.mean_logit.as_ref(), &mut self.logits),
-            (stats.hit.as_ref(), &mut self.hits),
+        let weights = token_weights(&device, layout, &sequences)?;
+        for (values, weights, into) in [
+            (Some(&stats.logps), weights.as_ref(), &mut self.logps),
+            (stats.entropy.as_ref(), None, &mut self.entropy),
+            (stats.mean_logit.as_ref(), None, &mut self.logits),
+            (stats.hit.as_ref(), None, &mut self.hits),
         ] {
             if let Some(values) = values {
-                let (sums, _) = sequence_sum::forward(values.view(), cu.view(), None)?;
+                let weights = weights.map(Tensor::view);
+                let (sums, _) = sequence_sum::forward(values.view(), cu.view(), weights)?;
                 into.extend(sums.to_vec()?.into_iter().map(Real::f64));
             }
+        }
+        if let Some(log_sum_p2) = &stats.log_sum_p2 {
+            let (logps, _) = sequence_sum::forward(stats.logps.view(), cu.view(), None)?;
+            let (expected, _) = sequence_sum::forward(log_sum_p2.view(), cu.view(), None)?;
+            let both = logps.to_vec()?.into_iter().zip(expected.to_vec()?);
+            self.surprise.extend(both.map(|(logp, expected)| logp.f64() - expected.f64()));
         }
         self.token_logps.extend(stats.logps.to_vec()?.into_iter().map(Real::f64));
         self.tokens.extend(sequences.map(|s| layout.scored_of(s).len()));
         Ok(())
     }
+}
+
+/// What the log-probs of some sequences' scored tokens count, `[n, 1]`, where they do not count the same.
+pub(super) fn token_weights(
+    device: &Device,
+    layout: &Layout,
+    sequences: &Range<usize>,
+) -> Result<Option<Tensor<f32>>> {
+    layout.weights_of(sequences).map(|weights| Tensor::column(device, weights)).transpose()
 }
 
 /// `cu_scored` of some sequences, from 0.
@@ -283,6 +304,8 @@ pub(super) fn broadcast(
     let scored = offsets.last().copied().unwrap_or(0) as usize;
     let cu = Tensor::column(&device, &offsets)?;
     let mut dlogps = Tensor::to_fill(&device, scored, 1)?;
-    sequence_sum::backward(values.view(), cu.view(), None, dlogps.view_mut())?;
+    let weights = token_weights(&device, layout, &sequences)?;
+    let weights = weights.as_ref().map(Tensor::view);
+    sequence_sum::backward(values.view(), cu.view(), weights, dlogps.view_mut())?;
     Ok(dlogps)
 }

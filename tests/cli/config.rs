@@ -114,7 +114,7 @@ fn wrong_files_are_named() {
         ("load_in_4bit: true", "load_in_4bit"),
         ("optim: sgd", "field `optim`: sgd (AdamW is the optimiser"),
         ("rpo_alpha: 1.0", "field `rpo_alpha`: 1.0 (add a weight to a loss list"),
-        ("ld_alpha: 0.5", "ld_alpha"),
+        ("ld_alpha: -0.5", "--ld-alpha: expected a number from 0 to 1"),
         ("model_init_kwargs: {num_hidden_layers: 2}", "field `model_init_kwargs`"),
         ("allow_commands: true", "field `allow_commands`: expected on the command line alone"),
     ] {
@@ -220,7 +220,7 @@ fn help_states_every_default() {
     let all = collimate("--help");
     assert!(all.ok());
     for (command, rate, epochs) in
-        [("sft", "2e-5", "3"), ("dpo", "1e-6", "1"), ("kto", "1e-6", "1"), ("generate", "", "")]
+        [("sft", "2e-5", "3"), ("dpo", "1e-6", "3"), ("kto", "1e-6", "3"), ("generate", "", "")]
     {
         assert!(all.out.contains(&format!("  {command} ")), "{}", all.out);
         let help = collimate(&format!("{command} --help"));
@@ -253,4 +253,81 @@ fn help_states_every_default() {
     let none = collimate("");
     assert_eq!(none.code, Some(2));
     assert!(none.err.contains("Usage"));
+}
+
+/// What the recipes of other projects have beside TRL's keys, and keys that become flags of ours.
+#[test]
+fn recipes_of_other_projects() {
+    let fixture = Fixture::new();
+    let yaml = "use_flash_attention_2: true\nuse_liger: true\nhub_model_revision: v01.00\n\
+        benchmarks: [maths, code]\ncallbacks:\n- push_to_hub_revision\nlog_with: wandb\n\
+        loss_type: simpo\nbeta: 2.0\ngamma_beta_ratio: 0.5\n";
+    let path = fixture.write("recipe.yaml", yaml);
+    fixture.train("dpo", "ratio", &format!("--config {path}"));
+    fixture.train("dpo", "margin", "--loss-type simpo --beta 2 --simpo-gamma 1");
+    assert_eq!(fixture.weights("ratio"), fixture.weights("margin"));
+    fixture.train("dpo", "half", "--loss-type simpo --beta 2 --simpo-gamma 0.5");
+    assert_ne!(fixture.weights("half"), fixture.weights("margin"));
+    let both = "--loss-type simpo --gamma-beta-ratio 0.5 --simpo-gamma 1";
+    fixture.run("dpo", "out", both).fails(&["cannot be used with"]);
+    for (yaml, says) in [
+        ("callbacks: [mine]", "field `callbacks`: mine (there are no callbacks"),
+        ("system_prompt: Be kind.", "field `system_prompt`: Be kind. (put it into the rows"),
+        ("dataset_prompt_column: problem", "name the column with columns: prompt=NAME"),
+    ] {
+        let path = fixture.write("recipe.yaml", format!("{yaml}\n"));
+        fixture.run("grpo", "out", &format!("--config {path}")).fails(&[says]);
+    }
+}
+
+#[test]
+fn a_column_of_texts_by_its_name() {
+    let fixture = Fixture::new();
+    let rows = |field: &str, other: &str| -> Vec<serde_json::Value> {
+        let texts = (0..24).map(|i| format!("The sea {i} is wide and calm."));
+        texts.map(|text| serde_json::json!({ field: text, other: "unread" })).collect()
+    };
+    let named = fixture.rows("named.jsonl", &rows("content", "source"));
+    let plain = fixture.rows("plain.jsonl", &rows("text", "source"));
+    fixture.train("sft", "plain", &format!("--dataset {plain}"));
+    let field = "--dataset-text-field content";
+    fixture.train("sft", "named", &format!("--dataset {named} {field}"));
+    assert_eq!(fixture.weights("plain"), fixture.weights("named"));
+    // It stands before a column that is called text.
+    let both = fixture.rows("both.jsonl", &rows("content", "text"));
+    fixture.train("sft", "both", &format!("--dataset {both} {field}"));
+    assert_eq!(fixture.weights("plain"), fixture.weights("both"));
+    // Rows with a prompt and an answer are not texts.
+    fixture.train("sft", "pairs", "");
+    fixture.train("sft", "pairs-too", field);
+    assert_eq!(fixture.weights("pairs"), fixture.weights("pairs-too"));
+    let missing = format!("--dataset {named} --dataset-text-field contents");
+    fixture.run("sft", "out", &missing).fails(&["named.jsonl:1", "got content, source"]);
+}
+
+#[test]
+fn a_reward_function_that_is_a_models_folder() {
+    let fixture = Fixture::new();
+    fixture.train("reward", "scorer", "");
+    let scorer = fixture.at("scorer");
+    let few = "--response-length 8 --gradient-accumulation-steps 1";
+    let ours = format!("{few} --reward-model-path {scorer} --num-generations 4");
+    fixture.train("rloo", "ours", &ours);
+    fixture.train("rloo", "theirs", &format!("{few} --reward-funcs {scorer} --rloo-k 4"));
+    assert_eq!(fixture.weights("ours"), fixture.weights("theirs"));
+    let path = fixture.write("recipe.yaml", format!("reward_funcs:\n- {scorer}\n"));
+    fixture.train("rloo", "file", &format!("{few} --config {path} --num-generations 4"));
+    assert_eq!(fixture.weights("ours"), fixture.weights("file"));
+    let run = fixture.run("grpo", "out", "--reward-funcs accuracy_reward");
+    run.fails(&["--reward-funcs: accuracy_reward (score with reward_command"]);
+}
+
+#[test]
+fn the_end_token_is_the_models_own() {
+    let fixture = Fixture::new();
+    fixture.train("sft", "plain", "");
+    fixture.train("sft", "own", "--eos-token </s>");
+    assert_eq!(fixture.weights("plain"), fixture.weights("own"));
+    let run = fixture.run("reward", "out", "--eos-token <|im_end|>");
+    run.fails(&["eos_token: expected the end token of the model's folder, </s>", "<|im_end|>"]);
 }

@@ -103,7 +103,7 @@ fn what_is_learnt_from_samples_is_the_cpus() {
         // So long that some end by themselves: of the others nothing is learnt.
         (
             "grpo",
-            "--beta 0.1 --loss-type dr_grpo --mask-truncated-completions --response-length 100"
+            "--beta 0.1 --use-bias-correction-kl false --loss-type dr_grpo --mask-truncated-completions --response-length 100"
                 .into(),
         ),
         ("grpo", format!("--eval-dataset {}", fixture.at("pairs.jsonl"))),

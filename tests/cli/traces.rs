@@ -105,6 +105,40 @@ fn compare_chat(trace: &str, command: &str, rows: &str) {
     assert_near(&out, steps, allowed_in_a_large_vocabulary);
 }
 
+/// Settings that change a pair's loss (scripts/trl_dpo.py).
+#[test]
+fn pairs_that_count_less_and_tokens_that_do() {
+    let paths = ["data/chat/pairs.jsonl", "models/tiny-chat"];
+    let [Some(data), Some(model)] = paths.map(shared) else { return };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/trl_dpo.json");
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let rows_path = dir.path().join("rows.jsonl");
+    let text = std::fs::read_to_string(data).unwrap();
+    std::fs::write(&rows_path, text.split_inclusive('\n').take(6).collect::<String>()).unwrap();
+    for (name, run) in golden["runs"].as_object().unwrap() {
+        let out = dir.path().join(name);
+        let settings = [&golden["shared"], &run["settings"]].map(|s| s.as_object().unwrap());
+        let settings: String = settings
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| match value.as_str() {
+                Some(text) => format!(" --{key} {text}"),
+                None => format!(" --{key} {value}"),
+            })
+            .collect();
+        let run_here = collimate(&format!(
+            "dpo --model {} --dataset {} --output-dir {} --shuffle false --logging-steps 1 \
+             --max-length 8192{settings}",
+            model.display(),
+            rows_path.display(),
+            out.display(),
+        ));
+        assert!(run_here.ok(), "{name}: {run_here:?}");
+        assert_near(&out, run["steps"].as_array().unwrap(), allowed);
+    }
+}
+
 #[test]
 fn dpo_on_conversations() {
     compare_chat("chat_dpo_sigmoid", "dpo", "data/chat/pairs.jsonl");

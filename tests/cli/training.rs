@@ -119,7 +119,8 @@ fn a_last_single_example_of_kto_joins_the_batch_before_it() {
     for (count, steps) in [(9, 2), (10, 3), (3, 1), (2, 1)] {
         let path = fixture.rows("rows.jsonl", &(0..count).map(row).collect::<Vec<_>>());
         let out = format!("out-{count}");
-        let more = format!("--dataset {path} --max-steps -1 --eval-dataset {path}");
+        let once = "--max-steps -1 --num-train-epochs 1";
+        let more = format!("--dataset {path} {once} --eval-dataset {path}");
         for more in [more.clone(), format!("{more} --precompute-ref-log-probs")] {
             let metrics = fixture.train("kto", &out, &format!("{more} --overwrite-output-dir"));
             assert_eq!(metrics.len(), steps + 1, "{metrics:?}");

@@ -42,6 +42,13 @@ fn strategies_of_logs_evaluations_and_checkpoints() {
             &[6, 12, 15],
             &[6, 12, 15],
         ),
+        ("--eval-steps 1 --eval-delay 3 --max-steps 4", &[1, 2, 3, 4], &[3, 4], &[]),
+        (
+            "--eval-strategy epoch --eval-delay 2 --logging-strategy no --max-steps 15",
+            &[],
+            &[12, 15],
+            &[],
+        ),
         ("--save-strategy no --save-steps 1 --eval-on-start", &[1, 2, 3], &[0, 3], &[]),
         ("--logging-strategy no --save-steps 1 --save-total-limit 2", &[], &[3], &[2, 3]),
         ("--logging-steps 0.9 --logging-first-step --max-steps 4", &[1, 4], &[4], &[]),
@@ -57,7 +64,7 @@ fn strategies_of_logs_evaluations_and_checkpoints() {
         assert_eq!(checkpoints(&fixture, &out), saves, "{more}");
     }
     // What comes of the training does not depend on who looks at it.
-    assert_eq!(fixture.weights("out-1"), fixture.weights("out-5"));
+    assert_eq!(fixture.weights("out-1"), fixture.weights("out-7"));
     let run = fixture.run("dpo", "none", "--eval-strategy epoch");
     assert!(run.ok() && run.err.contains("note: there is no eval_dataset"), "{run:?}");
     for (more, says) in [
@@ -72,6 +79,42 @@ fn strategies_of_logs_evaluations_and_checkpoints() {
     let more = format!("--eval-dataset {held_out} --per-device-eval-batch-size 2");
     let two = fixture.train("sft", "two", &more);
     assert_eq!(steps(&two, "eval_loss"), [3]);
+}
+
+#[test]
+fn a_checkpoint_whenever_an_evaluation_is_the_best() {
+    let fixture = Fixture::new();
+    let held_out = fixture.rows("held-out.jsonl", &pairs(8));
+    let base = format!(
+        "--eval-dataset {held_out} --max-steps 6 --eval-steps 1 --save-strategy best \
+         --lr-scheduler-type constant --metric-for-best-model loss"
+    );
+    let mut made = Vec::new();
+    for (out, greater) in [("least", false), ("most", true)] {
+        let more = format!("{base} --greater-is-better {greater}");
+        let lines = fixture.train("dpo", out, &more);
+        let mut best: Option<f64> = None;
+        let improving = lines.iter().filter_map(|line| {
+            let loss = line.get("eval_loss")?.as_f64()?;
+            let better = best.is_none_or(|best| if greater { loss > best } else { loss < best });
+            better.then(|| {
+                best = Some(loss);
+                line["step"].as_u64().unwrap()
+            })
+        });
+        let improving: Vec<u64> = improving.collect();
+        assert_eq!(checkpoints(&fixture, out), improving, "{out}");
+        made.push(improving);
+    }
+    assert!(made[0] != made[1] && made.iter().any(|made| made.len() < 6), "{made:?}");
+    // The model is the last one, unless the best is asked for.
+    let last = *made[1].last().unwrap();
+    assert!(last < 6, "{made:?}");
+    let kept = format!("most/checkpoint-{last}");
+    assert_ne!(fixture.weights("most"), fixture.weights(&kept));
+    let more = format!("{base} --greater-is-better true --load-best-model-at-end");
+    fixture.train("dpo", "loaded", &more);
+    assert_eq!(fixture.weights("loaded"), fixture.weights(&kept));
 }
 
 #[test]

@@ -55,31 +55,11 @@ fn optimal_transport_does_not_see_who_is_whose() {
 }
 
 #[test]
-fn the_mean_of_all_rewards_seen_is_the_classifiers_threshold() {
-    let mut objective =
-        PairObjective::from(BatchLoss::from(BcoPair { beta: 0.5, seen_sum: 0.0, seen: 0 }));
-    let batch = PairBatch {
-        policy_chosen_logps: &[-3.0],
-        policy_rejected_logps: &[-8.0],
-        reference_chosen_logps: Some(&[-7.0]),
-        reference_rejected_logps: Some(&[-8.0]),
-        chosen_tokens: &[1],
-        rejected_tokens: &[1],
-        ..Default::default()
-    };
-    let step = |objective: &PairObjective| {
-        preference_loss(objective, &batch, Normaliser::single(1)).unwrap()
-    };
-    // Rewards 2 and 0, mean 1: both sides are 1 off the threshold.
-    let softplus = math::softplus;
-    let first = step(&objective);
-    assert_eq!(first.loss, 2.0 * softplus(-1.0));
-    objective.observe(&first);
-    assert_eq!(step(&objective).loss, first.loss);
-    let PairTerm::Batch(BatchLoss::BcoPair(state)) = &mut objective.terms[0].1 else { panic!() };
-    assert_eq!((state.seen_sum, state.seen), (2.0, 2));
-    state.seen_sum = 6.0;
-    assert_eq!(step(&objective).loss, softplus(0.0) + softplus(-2.0));
+fn each_side_of_bco_is_a_classifier_of_its_own() {
+    let loss = BcoPair { beta: 0.5 };
+    let out = loss.value_and_gradient(&pair(-3.0, -8.0, -7.0, -8.0));
+    assert_eq!(out.loss, math::softplus(-2.0) + math::softplus(0.0));
+    assert_eq!((out.dchosen, out.drejected), (-0.5 * math::sigmoid(-2.0), 0.25));
 }
 
 #[test]

@@ -13,20 +13,26 @@ use table::{GROUPS, Group, REMEDIES};
 pub enum Meaning {
     /// It is accepted so.
     Accepted(Fate),
+    /// It is this flag of ours, with its value.
+    Flag(String),
     /// It would change the result, and cannot: the remedy.
     Refused(&'static str),
 }
 
 /// Looks up a key that is not a setting of `command`'s own.
-pub fn meaning(command: &str, key: &str, value: &str) -> Option<Meaning> {
+pub fn meaning(command: &str, key: &str, given: &str) -> Option<Meaning> {
     let groups = || GROUPS.iter().filter(|group| group.is_of(command) && group.has(key));
     let remedy = REMEDIES.iter().find(|(_, keys)| keys.contains(&key)).map(|(remedy, _)| *remedy);
     if groups().next().is_none() && remedy.is_none() {
         return None;
     }
-    let value = value.to_ascii_lowercase();
+    let value = given.to_ascii_lowercase();
     if is_absent(&value) {
         return Some(Meaning::Accepted(Fate::Same));
+    }
+    // A reward function that is a model's folder is one that is here.
+    if key == "reward_funcs" && std::path::Path::new(given).is_dir() {
+        return Some(Meaning::Flag(format!("--reward-model-path={given}")));
     }
     if let Some(group) = groups().find(|group| group.takes(&value)) {
         return Some(Meaning::Accepted(group.fate));

@@ -10,9 +10,39 @@ use crate::cli::{command, settings};
 
 const COMMANDS: [&str; 7] = ["sft", "dpo", "kto", "reward", "grpo", "rloo", "online-dpo"];
 
-/// Defaults of TRL's that mean another run here, with the reason.
-const OTHER: [(&str, &str, &str); 1] =
-    [("grpo", "use_bias_correction_kl", "the KL is not weighted; without beta there is none")];
+/// Settings whose default is not TRL's, and why.
+const DIFFERENT: &[(&str, &str)] = &[
+    (
+        "dtype",
+        "the same on the CPU; on a GPU bf16 with master weights in float32, as TRL's `bf16: true`, which is its default there",
+    ),
+    (
+        "gradient_checkpointing",
+        "the result is the same: on on a GPU, where memory is short, and off on the CPU",
+    ),
+    (
+        "eval_strategy",
+        "a held-out file that is named is evaluated at the end; without one nothing is",
+    ),
+    (
+        "per_device_eval_batch_size",
+        "as many as in training: only what couples a batch, KTO's KL, depends on it",
+    ),
+    (
+        "gradient_accumulation_steps",
+        "a gradient of 8 completions is mostly noise, so that a step here has more; 1 is TRL's step",
+    ),
+    ("max_length", "of prompts alone, to which `max_new_tokens` come"),
+];
+
+/// Defaults that are written in two ways: here, and in TRL.
+const SAME: [(&str, &str, &str); 5] = [
+    ("max_steps", "", "-1"),
+    ("fp16", "", "false"),
+    ("label_smoothing", "", "0.0"),
+    ("center_rewards_coefficient", "0", "null"),
+    ("dataset_text_field", "", "text"),
+];
 
 /// The keys of a command: those of every command, its own, and the launcher's.
 fn keys(of: &str) -> Vec<(String, String)> {
@@ -59,12 +89,7 @@ fn every_key_is_known_and_every_default_is_accepted() {
                 "" => format!("{key}: ''"),
                 default => format!("{key}: {default}"),
             };
-            let other = OTHER.iter().any(|(command, known, _)| *command == name && *known == key);
-            match parse(name, &yaml) {
-                Ok(_) => assert!(!other, "{name}: {key} is accepted, and yet in the list"),
-                Err(message) if other => assert!(!message.contains("unknown"), "{message}"),
-                Err(message) => wrong.push(message),
-            }
+            wrong.extend(parse(name, &yaml).err());
         }
         assert!(wrong.is_empty(), "{name}: {wrong:#?}");
     }
@@ -150,6 +175,87 @@ fn lists_and_switches_of_the_command_line() {
     assert!(!given("shuffle") && !given("bf16"));
 }
 
+/// A default of ours and of TRL's, where they are not the same.
+fn differing(name: &str) -> Vec<(String, String, String)> {
+    let command = command();
+    let sub = command.find_subcommand(name).unwrap();
+    let flag = |key: &str| {
+        let flag = key.replace('_', "-");
+        sub.get_arguments().find(|arg| {
+            arg.get_long() == Some(&*flag)
+                || arg.get_all_aliases().is_some_and(|all| all.contains(&&*flag))
+        })
+    };
+    let absent = |value: &str| ["", "null", "None"].contains(&value);
+    let same = |ours: &str, theirs: &str| match (ours.parse::<f64>(), theirs.parse::<f64>()) {
+        (Ok(ours), Ok(theirs)) => ours == theirs,
+        _ => ours == theirs || absent(ours) && absent(theirs),
+    };
+    let defaults = keys(name).into_iter().filter_map(|(key, theirs)| {
+        let arg = flag(&key)?;
+        let ours = arg.get_default_values().first().map(|v| v.to_string_lossy().into_owned());
+        let (ours, theirs) = match &*key {
+            // Named in the help alone: it follows the width of the model.
+            "learning_rate" => {
+                let rates = crate::cli::args::LEARNING_RATES;
+                (rates.iter().find(|(n, _)| *n == name)?.1.to_string(), theirs)
+            }
+            _ => (ours.unwrap_or_default(), theirs),
+        };
+        let written = SAME.contains(&(&*key, &*ours, &*theirs));
+        // The launcher's own, which the trainer's stands before.
+        let launcher = key == "gradient_accumulation_steps" && theirs == "null";
+        (!(same(&ours, &theirs) || written || launcher)).then_some((key, ours, theirs))
+    });
+    defaults.collect()
+}
+
+/// What is left out of a recipe means the same here, but for what is told, with the reason.
+#[test]
+fn defaults_are_those_of_trl() {
+    let mut unheard: Vec<&str> = DIFFERENT.iter().map(|(key, _)| *key).collect();
+    let mut wrong = Vec::new();
+    for name in COMMANDS {
+        for (key, ours, theirs) in differing(name) {
+            unheard.retain(|known| *known != key);
+            if !DIFFERENT.iter().any(|(known, _)| *known == key) {
+                wrong.push(format!("{name}: {key}: {ours:?}, TRL {theirs:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(unheard.is_empty(), "not different: {unheard:?}");
+}
+
+/// The defaults that are not TRL's, as docs/trl.md has them.
+fn table_of_defaults() -> String {
+    let mut text = String::from("| setting | here | TRL | why |\n|---|---|---|---|\n");
+    for (known, why) in DIFFERENT {
+        let mut values: Vec<(String, String, Vec<&str>)> = Vec::new();
+        for name in COMMANDS {
+            for (_, ours, theirs) in differing(name).into_iter().filter(|(key, ..)| key == known) {
+                match values.iter_mut().find(|(o, t, _)| *o == ours && *t == theirs) {
+                    Some((.., names)) => names.push(name),
+                    None => values.push((ours, theirs, vec![name])),
+                }
+            }
+        }
+        let or_none = |value: &str| match value {
+            "" | "null" => "none".to_string(),
+            value => format!("`{value}`"),
+        };
+        for (ours, theirs, names) in values {
+            let of = match names.len() {
+                n if n == COMMANDS.len() => String::new(),
+                _ => format!(" ({})", names.join(", ")),
+            };
+            text +=
+                &format!("| `{known}`{of} | {} | {} | {why} |\n", or_none(&ours), or_none(&theirs));
+        }
+    }
+    text
+}
+
 /// The tables of docs/trl.md. `COLLIMATE_DRAW=1` writes them.
 #[test]
 fn the_documentation_has_every_key() {
@@ -179,13 +285,16 @@ fn the_documentation_has_every_key() {
         text += &format!("| {} | {remedy} |\n", keys.join(", "));
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/trl.md");
-    let page = std::fs::read_to_string(path).unwrap();
-    let (before, rest) = page.split_once("<!-- keys -->\n").unwrap();
-    let (found, after) = rest.split_once("<!-- end of keys -->").unwrap();
-    if std::env::var_os("COLLIMATE_DRAW").is_some() {
-        let page = format!("{before}<!-- keys -->\n{text}<!-- end of keys -->{after}");
-        std::fs::write(path, page).unwrap();
-    } else {
-        assert_eq!(found, text, "COLLIMATE_DRAW=1 writes the tables anew");
+    let mut page = std::fs::read_to_string(path).unwrap();
+    for (name, text) in [("keys", text), ("defaults", table_of_defaults())] {
+        let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
+        let (before, rest) = page.split_once(&start).unwrap();
+        let (found, after) = rest.split_once(&end).unwrap();
+        if std::env::var_os("COLLIMATE_DRAW").is_some() {
+            page = format!("{before}{start}{text}{end}{after}");
+            std::fs::write(path, &page).unwrap();
+        } else {
+            assert_eq!(found, text, "COLLIMATE_DRAW=1 writes the tables anew");
+        }
     }
 }

@@ -46,7 +46,7 @@ impl Launch {
             let base = Term { weight: *weight as f32, ..Term::default() };
             match term {
                 PairTerm::Pair(loss) => {
-                    let term = launch.of_loss(loss, base, pairs);
+                    let term = launch.of_loss(loss, base, pairs)?;
                     launch.terms.push(term);
                 }
                 PairTerm::Batch(loss) => {
@@ -56,7 +56,6 @@ impl Launch {
                         BatchLoss::AotUnpaired(loss) => {
                             Coupled::Aot { beta: loss.beta, unpaired: true }
                         }
-                        BatchLoss::BcoPair(_) => return Err(no_kernel(loss.name())),
                     };
                     launch.coupled.push((*weight as f32, coupled));
                 }
@@ -146,7 +145,12 @@ fn chosen_tokens<S: Real>(pairs: &Pairs<'_, S>) -> Result<f64> {
 }
 
 impl Launch {
-    fn of_loss<S: Real>(&mut self, loss: &PairLoss, base: Term, pairs: &Pairs<'_, S>) -> Term {
+    fn of_loss<S: Real>(
+        &mut self,
+        loss: &PairLoss,
+        base: Term,
+        pairs: &Pairs<'_, S>,
+    ) -> Result<Term> {
         let each = |label: &dyn Fn(f64) -> f64| -> Vec<f32> {
             let prob = |pair: usize| pairs.target_probs.map_or(1.0, |probs| probs[pair]);
             (0..pairs.policy_logps.rows()).map(|pair| label(prob(pair)) as f32).collect()
@@ -184,6 +188,7 @@ impl Launch {
             PairLoss::ApoZero(_) => (ffi::COLLIMATE_PREFERENCE_APO_ZERO, base),
             PairLoss::ApoDown(_) => (ffi::COLLIMATE_PREFERENCE_APO_DOWN, base),
             PairLoss::NcaPair(_) => (ffi::COLLIMATE_PREFERENCE_NCA, base),
+            PairLoss::BcoPair(_) => return Err(no_kernel(loss.name())),
             PairLoss::SppoHard(_) => (ffi::COLLIMATE_PREFERENCE_SPPO, base),
             PairLoss::SigmoidNorm(_) => (ffi::COLLIMATE_PREFERENCE_LENGTH_NORMALISED, base),
             PairLoss::SlicHf(x) => {
@@ -201,6 +206,6 @@ impl Launch {
                 (ffi::COLLIMATE_PREFERENCE_DISCOPOP, Term { tau: x.tau as f32, ..base })
             }
         };
-        Term { kind: kind as i32, beta: loss.beta() as f32, ..term }
+        Ok(Term { kind: kind as i32, beta: loss.beta() as f32, ..term })
     }
 }

@@ -45,6 +45,11 @@ pub trait Method: Sync {
         false
     }
 
+    /// Whether the loss reads [`Scores::surprise`].
+    fn needs_surprise(&self) -> bool {
+        false
+    }
+
     /// Where an example came from, for messages.
     fn describe(&self, example: usize) -> String;
 
@@ -158,7 +163,7 @@ impl StepTotals {
 /// Per-sequence sums over scored tokens, but where it says otherwise. Filled chunk by chunk.
 #[derive(Clone, Debug, Default)]
 pub struct Scores {
-    /// Log-probs under the policy.
+    /// Log-probs under the policy, by the layout's [weights](Layout::weights) where it has any.
     pub logps: Vec<f64>,
     /// Log-probs under the reference; zeros where there is none.
     pub reference: Vec<f64>,
@@ -170,6 +175,9 @@ pub struct Scores {
     pub logits: Vec<f64>,
     /// Scored tokens that were the most likely one.
     pub hits: Vec<f64>,
+    /// Log-probs less those that a token drawn from the policy would have: `ln(sum p^2)` of each. Filled
+    /// where [`Method::needs_surprise`].
+    pub surprise: Vec<f64>,
     /// Scored tokens.
     pub tokens: Vec<usize>,
     /// Policy minus reference over the mismatched sequences.

@@ -4,11 +4,11 @@ use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, sum};
 use crate::data::formats::PairText;
 use crate::data::{Candidates, Dataset, Pair};
 use crate::losses::{self, BatchOutput, Normaliser, PairBatch, PairObjective};
-use crate::nn::LayoutBuilder;
+use crate::nn::{Layout, LayoutBuilder};
 use crate::ops::preference_loss::{self, PairMetrics};
 use crate::train::DeviceScores;
 use crate::train::metrics::{Means, Sum};
-use crate::{Result, Tensor, View};
+use crate::{Error, Result, Tensor, View};
 
 /// Preference pairs under any paired loss: DPO and its relatives.
 ///
@@ -50,7 +50,14 @@ impl Paired {
         let (ref_chosen, ref_rejected) = (side(&scores.reference, 0), side(&scores.reference, 1));
         let candidates = self.candidates(examples);
         let targets = self.targets.as_ref().map(|_| side(&scores.logps, 2));
-        let (weights, probs) = self.columns(examples);
+        let (mut weights, probs) = self.columns(examples);
+        if self.objective.use_weighting {
+            let at = |s: usize| (scores.surprise[s], scores.tokens[s]);
+            let pairs = sequences.clone().step_by(width);
+            let wpo = pairs.map(|s| losses::wpo_weight(at(s), at(s + 1)));
+            let own = weights.unwrap_or_else(|| vec![1.0; examples.len()]);
+            weights = Some(own.into_iter().zip(wpo).map(|(own, wpo)| own * wpo).collect());
+        }
         losses::preference_loss(
             &self.objective,
             &PairBatch {
@@ -87,6 +94,23 @@ impl Paired {
         tables.map(|all| all.map(Candidates::rows)).collect()
     }
 
+    /// Of each answer, the tokens past the end of the shorter one of its pair count `alpha`.
+    fn desensitise(&self, layout: &mut Layout, alpha: f64) {
+        let lengths: Vec<usize> =
+            (0..layout.sequences()).map(|s| layout.scored_of(s).len()).collect();
+        let width = self.width();
+        layout.weights = (0..lengths.len())
+            .flat_map(|s| {
+                let first = s - s % width;
+                let shared = match s % width {
+                    0 | 1 => lengths[first].min(lengths[first + 1]),
+                    _ => lengths[s],
+                };
+                (0..lengths[s]).map(move |i| if i < shared { 1.0 } else { alpha as f32 })
+            })
+            .collect();
+    }
+
     fn normaliser(batch: &MicroBatch, step: &StepTotals) -> Normaliser {
         Normaliser {
             pairs: (batch.examples.len() * step.micro_batches) as f64,
@@ -112,6 +136,10 @@ impl super::Method for Paired {
         if self.objective.couples_batch() { usize::MAX } else { self.width() }
     }
 
+    fn needs_surprise(&self) -> bool {
+        self.objective.use_weighting
+    }
+
     fn describe(&self, example: usize) -> String {
         self.pairs.place(example)
     }
@@ -134,12 +162,11 @@ impl super::Method for Paired {
                 target.iter().for_each(|target| layout.push(chosen.prompt, target));
             }
         }
-        Ok(MicroBatch {
-            examples: examples.to_vec(),
-            layout: layout.finish()?,
-            mismatched: None,
-            num_tokens,
-        })
+        let mut layout = layout.finish()?;
+        if let Some(alpha) = self.objective.ld_alpha {
+            self.desensitise(&mut layout, alpha);
+        }
+        Ok(MicroBatch { examples: examples.to_vec(), layout, mismatched: None, num_tokens })
     }
 
     fn loss(
@@ -164,6 +191,9 @@ impl super::Method for Paired {
         scores: &DeviceScores,
         step: &StepTotals,
     ) -> Result<Tensor<f32>> {
+        if self.objective.use_weighting {
+            return Err(Error::Unsupported("--use-weighting on a GPU".into()));
+        }
         let (width, device) = (self.width(), scores.device());
         let pairs = range.len() / width;
         let examples = &batch.examples[range.start / width..range.end / width];

@@ -3,9 +3,7 @@ use std::ops::Range;
 use super::{Coefficients, MicroBatch, Scores, SequenceLoss, StepTotals, sum};
 use crate::data::preferences::PreferenceText;
 use crate::data::{Dataset, Preference};
-use crate::losses::{
-    self, BradleyTerry, Divergence, Dpo, Normaliser, PairLoss, PairObjective, PairTerm, ScoreInputs,
-};
+use crate::losses::{self, BradleyTerry, Dpo, Normaliser, PairLoss, PairObjective, ScoreInputs};
 use crate::nn::LayoutBuilder;
 use crate::ops::preference_loss::{self, PairMetrics};
 use crate::ops::{elementwise, gather_rows, sequence_sum};
@@ -220,12 +218,7 @@ impl ScorePairs {
         let weights = Tensor::column(&device, &self.weights)?;
         let tokens = Tensor::column(&device, &vec![1; 2 * pairs])?;
         let dpo = Dpo { beta: 1.0, label_smoothing: 0.0 };
-        let objective = PairObjective {
-            terms: vec![(1.0, PairTerm::Pair(PairLoss::Dpo(dpo)))],
-            beta: 1.0,
-            reference_free: false,
-            divergence: Divergence::ReverseKl,
-        };
+        let objective = PairObjective::from(PairLoss::from(dpo));
         let mut metrics = PairMetrics::zeros(&device)?;
         let out = preference_loss::forward(
             &objective,
