@@ -49,7 +49,7 @@ const MAY_CHANGE: [&str; 30] = [
 ];
 
 /// Settings that are a file or something else.
-const MAY_BE_FILES: [&str; 2] = ["chat_template", "psi"];
+const MAY_BE_FILES: [&str; 3] = ["chat_template", "psi", "ref_adapter"];
 
 /// Whether a setting may be another one in a run that goes on.
 pub fn may_change(name: &str) -> bool {
@@ -89,7 +89,7 @@ pub fn decides(given: &Given, config: &TrainConfig) -> Result<BTreeMap<String, S
             all.insert(name, format!("{FILES}{}", together(&files)?));
             continue;
         }
-        let file = given.is_path(&name) || MAY_BE_FILES.contains(&&*name) && path.is_file();
+        let file = given.is_path(&name) || MAY_BE_FILES.contains(&&*name) && path.exists();
         let value = match (file, &*value) {
             (true, path) => format!("{FILES}{}", contents(Path::new(path))?),
             // In Python's spelling.

@@ -11,6 +11,16 @@ use crate::nn::{Decoder, Weights};
 use crate::ops::elementwise;
 use crate::{Device, Element, Error, Result};
 
+/// Defaults, which are TRL's.
+pub const RANK: usize = 16;
+pub const ALPHA: f64 = 32.0;
+pub const DROPOUT: f64 = 0.05;
+
+/// Whether a command leaves nothing out unless it is told to, as in TRL.
+pub fn disables_dropout(command: &str) -> bool {
+    !["sft", "grpo", "rloo"].contains(&command)
+}
+
 /// Low-rank adapters on a frozen model.
 #[derive(Args, Debug)]
 pub struct LoraArgs {
@@ -18,12 +28,13 @@ pub struct LoraArgs {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = clap::ArgAction::Set, value_parser = truth, value_name = "BOOL")]
     pub use_peft: bool,
     /// Go on from the adapters of this folder, with their own settings; the reference keeps them as they are
+    /// [default: none]
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// The adapters of the reference, of the same shapes: a folder, or none for the model alone [default:
     /// those that the run starts from]
     #[arg(long, value_name = "DIR|none")]
-    ref_adapter: Option<PathBuf>,
+    ref_adapter: Option<String>,
     /// Rank of the adapters [default: 16]
     #[arg(long, value_name = "N")]
     lora_r: Option<usize>,
@@ -109,7 +120,7 @@ impl LoraArgs {
             }
             if let Some(folder) = &self.ref_adapter {
                 let expected = "--use-peft or --adapter beside it";
-                return Err(Error::setting("ref_adapter", expected, folder.display()));
+                return Err(Error::setting("ref_adapter", expected, folder));
             }
             return Ok(None);
         }
@@ -117,12 +128,12 @@ impl LoraArgs {
             Some(folder) => LoraConfig::read(folder)?.0,
             None => self.config()?,
         };
-        let reference = self.ref_adapter.as_ref().map(|folder| match folder.to_str() {
-            Some("none" | "null") => Reference::Base,
-            _ => Reference::Folder(folder.clone()),
+        let reference = self.ref_adapter.as_deref().map(|folder| match folder {
+            "none" => Reference::Base,
+            folder => Reference::Folder(folder.into()),
         });
-        let kept = ["sft", "grpo", "rloo"].contains(&command);
-        let dropout = if self.disable_dropout.unwrap_or(!kept) { 0.0 } else { config.dropout };
+        let disabled = self.disable_dropout.unwrap_or(disables_dropout(command));
+        let dropout = if disabled { 0.0 } else { config.dropout };
         Ok(Some(Adapters { config, dropout, from: self.adapter.clone(), reference }))
     }
 
@@ -152,8 +163,8 @@ impl LoraArgs {
     }
 
     fn config(&self) -> Result<LoraConfig> {
-        let (rank, alpha) = (self.lora_r.unwrap_or(16), self.lora_alpha.unwrap_or(32.0));
-        let dropout = self.lora_dropout.unwrap_or(0.05);
+        let (rank, alpha) = (self.lora_r.unwrap_or(RANK), self.lora_alpha.unwrap_or(ALPHA));
+        let dropout = self.lora_dropout.unwrap_or(DROPOUT);
         if rank == 0 || rank > 1 << 16 {
             return Err(Error::setting("lora_r", "1 to 65536", rank));
         }

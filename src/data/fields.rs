@@ -18,6 +18,24 @@ impl<'a> Fields<'a> {
         Error::Data { path: self.path.to_path_buf(), line: self.line, field: field.into(), message }
     }
 
+    /// Checks that no other column holds the prompt of answers that do not begin with it: it would not be
+    /// learnt.
+    pub fn no_prompt_of_another_name(&self) -> Result<()> {
+        const NAMES: [&str; 4] = ["question", "instruction", "query", "input"];
+        let chosen = self.filled("chosen")?;
+        for name in NAMES {
+            let Some(Value::String(asked)) = self.row.get(name) else { continue };
+            if !asked.trim().is_empty() && !chosen.contains(asked.trim()) {
+                let message = format!(
+                    "expected a `prompt`, or answers that begin with one, got `{name}` beside answers without \
+                     it; --columns prompt={name} takes it for the prompt"
+                );
+                return Err(self.error("prompt", message));
+            }
+        }
+        Ok(())
+    }
+
     /// A text, possibly empty.
     pub fn text(&self, name: &str) -> Result<&'a str> {
         match self.row.get(name) {

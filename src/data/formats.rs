@@ -190,6 +190,7 @@ pub(super) fn record(format: Format, fields: &Fields) -> Result<Record> {
             let (prompt, chosen, rejected) = if format == Format::Pairs {
                 (fields.text("prompt")?, fields.filled("chosen")?, fields.filled("rejected")?)
             } else {
+                fields.no_prompt_of_another_name()?;
                 prompt::split(fields.filled("chosen")?, fields.filled("rejected")?)
             };
             let [margin, weight, target_prob] = fields.of_a_pair()?;

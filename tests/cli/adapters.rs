@@ -178,7 +178,7 @@ fn a_reward_model_of_adapters_gives_rewards() {
     fixture.train("reward", "rm", &format!("{LORA} --merge --max-steps 6"));
     let eval = |model: &str| {
         let words = format!(
-            "eval --model {} --dataset {} --json",
+            "eval --reward-model {} --dataset {} --json",
             fixture.at(model),
             fixture.at("pairs.jsonl")
         );
@@ -287,7 +287,7 @@ fn what_cannot_be_is_said() {
         &["lora_modules_to_save", "tie_word_embeddings"],
     );
     fails("dpo", "--use-peft --lora-modules-to-save head", &["lora_modules_to_save"]);
-    fails("dpo", "--use-peft --use_dora true", &["use_dora"]);
+    fails("dpo", "--use-peft --use_dora true", &["--use-dora", "LoRA"]);
     fails("dpo", "--merge", &["merge", "--use-peft"]);
     let out = fixture.at("out");
     fails("dpo", &format!("--ref-adapter {out}"), &["ref_adapter", "--use-peft"]);

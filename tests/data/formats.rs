@@ -211,6 +211,16 @@ fn files_that_hold_nothing_or_something_else() {
     assert!(said.contains("none of its 2 rows is usable: "), "{said}");
 }
 
+/// A form feed ends a word in ASCII, and is no space in JSON.
+#[test]
+fn what_is_no_space_is_a_wrong_row() {
+    let text =
+        "{\n\"prompt\": \"Q:\", \"chosen\": \"a\", \"rejected\": \"b\"\n}\n\u{c}\u{c} \u{c}\n";
+    let table = read_skipping("rows.json", text.as_bytes()).unwrap();
+    assert_eq!((table.rows.len(), table.skipped.rows), (1, 2));
+    assert!(message(read("rows.json", text.as_bytes())).contains("rows.json:4"));
+}
+
 #[test]
 fn broken_arrays_are_named_where_they_break() {
     for (text, expected) in [
@@ -332,6 +342,20 @@ fn cells_become_what_their_columns_say() {
         other => panic!("{other:?}"),
     });
     assert_eq!(margins.collect::<Vec<_>>(), [Some(1.5), None]);
+}
+
+#[test]
+fn a_prompt_under_another_name_is_not_left_out() {
+    for name in ["question", "instruction"] {
+        let row = format!(r#"{{"{name}": "Why?", "chosen": "Because.", "rejected": "No."}}"#);
+        let error = message(read("rows.jsonl", row.as_bytes()));
+        assert!(error.contains(&format!("--columns prompt={name}")), "{error}");
+    }
+    // Answers that begin with what was asked have a prompt of their own.
+    let row = r#"{"question": "Why?", "chosen": "Why? Because.", "rejected": "Why? No."}"#;
+    assert_eq!(format(row), Format::ImplicitPairs);
+    let row = r#"{"question": "Why?", "prompt": "Q:", "chosen": " a", "rejected": " b"}"#;
+    assert_eq!(format(row), Format::Pairs);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 use super::*;
+use crate::cli::lora::{ALPHA, DROPOUT, RANK, disables_dropout};
 use crate::cli::{command, settings};
 
 const COMMANDS: [&str; 7] = ["sft", "dpo", "kto", "reward", "grpo", "rloo", "online-dpo"];
@@ -200,6 +201,12 @@ fn differing(name: &str) -> Vec<(String, String, String)> {
                 let rates = crate::cli::args::LEARNING_RATES;
                 (rates.iter().find(|(n, _)| *n == name)?.1.to_string(), theirs)
             }
+            // Those of adapters are where there are adapters.
+            "lora_r" => (RANK.to_string(), theirs),
+            "lora_alpha" => (ALPHA.to_string(), theirs),
+            "lora_dropout" => (DROPOUT.to_string(), theirs),
+            "use_rslora" => ("false".into(), theirs),
+            "disable_dropout" => (disables_dropout(name).to_string(), theirs),
             _ => (ours.unwrap_or_default(), theirs),
         };
         let written = SAME.contains(&(&*key, &*ours, &*theirs));

@@ -106,11 +106,10 @@ impl Values {
 
     fn skip_space(&mut self) -> Result<()> {
         while let Some(byte) = self.peek()? {
-            match byte {
-                b'\n' => self.line += 1,
-                b' ' | b'\t' | b'\r' => {}
-                _ => break,
+            if !is_space(byte) {
+                break;
             }
+            self.line += usize::from(byte == b'\n');
             self.reader.consume(1);
         }
         Ok(())
@@ -218,6 +217,11 @@ impl Rows for Values {
     }
 }
 
+/// Whether JSON takes a byte for space between values. A value is never empty: what ends one is skipped.
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+}
+
 /// Where a value ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {
@@ -265,7 +269,7 @@ impl Scan {
             let outside = !self.quoted && self.depth == 0;
             let ends = match self.until {
                 Until::Element => matches!(byte, b',' | b']'),
-                _ => byte.is_ascii_whitespace(),
+                _ => is_space(byte),
             };
             if outside && ends {
                 return (at, lines, true);
