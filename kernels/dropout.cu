@@ -16,6 +16,7 @@ struct Noise {
 
 struct Shape {
     int64_t rows, columns, to_stride, from_stride;
+    int64_t blocks;  // of random bits, of a row
 };
 
 template <class T, Access access>
@@ -25,11 +26,10 @@ __global__ void __launch_bounds__(kThreads)
     static_assert(kDraws % kSize == 0);
     const Place at = place<kSize>(tiling);
     if (at.column >= shape.columns) return;
-    const int64_t blocks = ceil_div(shape.columns, kDraws);
     for (int64_t row = at.row; row < shape.rows; row += at.row_step) {
         T *to = y + row * shape.to_stride;
         auto values = load_chunk<access, kSize>(x + row * shape.from_stride, at.column, shape.columns);
-        const Random random = philox(uint64_t(row * blocks + at.column / kDraws), noise.stream, noise.seed);
+        const Random random = philox(uint64_t(row * shape.blocks + at.column / kDraws), noise.stream, noise.seed);
 #pragma unroll
         for (int i = 0; i < kSize; i++) {
             // Selected by a constant index: an array indexed at run time would lie in local memory.
@@ -58,7 +58,7 @@ extern "C" int32_t collimate_dropout(void *y, const void *x, uint64_t seed, uint
         threshold < 0 || threshold >= 1 << 16) {
         return COLLIMATE_STATUS_ARGUMENT;
     }
-    const op::Shape shape = {rows, columns, y_stride, x_stride};
+    const op::Shape shape = {rows, columns, y_stride, x_stride, collimate::ceil_div(columns, op::kDraws)};
     const op::Noise noise = {seed, random_stream, uint32_t(threshold), 65536.0f / float(65536 - threshold)};
     return collimate::dispatch_dtype(dtype, [&](auto type) {
         using T = typename decltype(type)::Element;

@@ -88,7 +88,7 @@ impl Decoder {
     /// train are frozen.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a module or a parameter that it does not have.
+    /// [`Error::Setting`](crate::Error::Setting) for a module or a parameter that it does not have.
     pub fn adapted(mut self, lora: &Lora) -> Result<(Decoder, Arc<ParamTable>)> {
         let (_, table) = Self::build(self.config.clone(), self.score.is_some())?;
         let mut table = Arc::unwrap_or_clone(table);
