@@ -9,7 +9,7 @@ use half::bf16;
 use serde_json::{Value as Json, json};
 use signal_hook::consts::SIGINT;
 
-use super::args::ModelArgs;
+use super::machine::ModelArgs;
 use crate::data::chat::Conversation;
 use crate::data::{Chat, Tokenizer};
 use crate::generate::{GenerateOptions, Sampling, Session};

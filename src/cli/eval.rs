@@ -3,8 +3,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::args::{MachineArgs, truth};
+use super::args::truth;
 use super::judge::JudgeArgs;
+use super::machine::MachineArgs;
 use super::progress::Progress;
 use super::rewards::ProgramArgs;
 use super::rows::DataArgs;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use half::bf16;
 use serde_json::json;
 
-use super::args::ModelArgs;
+use super::machine::ModelArgs;
 use super::rewards::RewardArgs;
 use super::rows::DataArgs;
 use crate::data::{Dataset, Limits, Options, Prompt, Tokenizer, Truncation};

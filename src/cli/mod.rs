@@ -14,6 +14,7 @@ mod grpo;
 mod judge;
 mod kto;
 mod lora;
+mod machine;
 mod merge;
 mod mixture;
 mod on_policy;

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::args::{MachineArgs, truth};
+use super::args::truth;
 use super::judge::JudgeArgs;
+use super::machine::MachineArgs;
 use super::progress::Progress;
 use super::sample::{SampleArgs, Sampler};
 use crate::data::formats::PairText;
