@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::finite::{check_read, check_values};
-use super::folder::{Head, ModelFolder, write_json};
+use super::folder::{CONFIG, Head, ModelFolder, write_json};
 use super::init::fill_uniform;
 use super::load::Allow;
 use super::lora::{ADAPTER_CONFIG, LoraConfig};
@@ -81,7 +81,7 @@ fn start(weights: &mut Weights<f32>, seed: u64) {
 pub fn read_adapter(folder: &Path, weights: &mut Weights<f32>) -> Result<()> {
     let file = open(folder)?;
     let table = weights.table().clone();
-    let mut arena = vec![0.0; table.arena_len()];
+    let arena = weights.arena_mut().as_mut_slice().ok_or_else(not_on_the_host)?;
     let (mut read, mut missing) = (0, Vec::new());
     for param in table.trained() {
         let Some(tensor) = find(&file, &param.name) else {
@@ -111,8 +111,11 @@ pub fn read_adapter(folder: &Path, weights: &mut Weights<f32>) -> Result<()> {
         let message = format!("tensor `{name}` has no place in what {ADAPTER_CONFIG} describes");
         return Err(Error::file(file.path(), message));
     }
-    *weights.arena_mut() = Tensor::from_host(&Device::Cpu, &arena, arena.len(), 1)?;
     Ok(())
+}
+
+fn not_on_the_host() -> Error {
+    Error::Unsupported("reading adapters into weights that are not on the host".into())
 }
 
 fn open(folder: &Path) -> Result<TensorFile> {
@@ -158,7 +161,7 @@ pub(super) fn save_adapter<T: Element>(
 
 /// Whether a folder is one of adapters, and not of a model.
 pub(super) fn is_adapters(path: &Path) -> bool {
-    path.join(ADAPTER_CONFIG).exists() && !path.join(super::folder::CONFIG).exists()
+    path.join(ADAPTER_CONFIG).exists() && !path.join(CONFIG).exists()
 }
 
 /// The folder of the base model, of a folder of adapters.
@@ -197,7 +200,7 @@ impl Merge {
     }
 
     /// `W += scale B A` of every adapted module, in float32 and then rounded to the type of the weights;
-    /// modules that were trained in full take the place of the base's.
+    /// modules that were trained in full take the place of the base's. The weights are on the host.
     pub(super) fn apply<T: Element>(&self, weights: &mut Weights<T>) -> Result<()> {
         let table = weights.table().clone();
         let lora = self.config.resolve(&table)?;
@@ -205,7 +208,7 @@ impl Merge {
         let mut trained = Weights::zeros(&Device::Cpu, &adapters)?;
         read_adapter(&self.folder, &mut trained)?;
         let values = trained.arena().to_vec()?;
-        let mut arena = weights.arena().to_vec()?;
+        let arena = weights.arena_mut().as_mut_slice().ok_or_else(not_on_the_host)?;
         let of = |name: &str| {
             let param = adapters.params().iter().find(|p| p.name == name);
             param.map(|p| &values[p.range.clone()])
@@ -225,8 +228,6 @@ impl Merge {
                 add_product(base, (a, b), adapted.rank, param.cols, adapted.scale);
             }
         }
-        *weights.arena_mut() =
-            Tensor::from_host(&weights.arena().device(), &arena, arena.len(), 1)?;
         Ok(())
     }
 
@@ -281,7 +282,7 @@ fn base_folder(path: &Path, base: Option<&str>) -> Result<PathBuf> {
     };
     let beside = path.parent().map(|parent| parent.join(base));
     let places = [Some(PathBuf::from(base)), Some(path.join(base)), beside];
-    places.into_iter().flatten().find(|place| place.join("config.json").is_file()).ok_or_else(|| {
+    places.into_iter().flatten().find(|place| place.join(CONFIG).is_file()).ok_or_else(|| {
         let message = format!(
             "`base_model_name_or_path`: expected the folder of the base model, got {:?}, which is no \
              folder with a config.json here; write there where it lies",

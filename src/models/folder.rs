@@ -84,6 +84,12 @@ impl ModelFolder {
     pub fn open_adapters(path: impl AsRef<Path>, base: Option<&Path>) -> Result<Self> {
         let (place, head, merge) = Merge::of(path.as_ref(), base)?;
         let folder = Self::open(&place)?;
+        if folder.merge.is_some() {
+            return Err(Error::file(
+                place,
+                "expected the base model of adapters, got adapters too",
+            ));
+        }
         let folder = if folder.head == head { folder } else { folder.with_head(head)? };
         Ok(ModelFolder { merge: Some(merge), ..folder })
     }
@@ -162,16 +168,12 @@ impl ModelFolder {
         device: &Device,
         allow: Allow,
     ) -> Result<Weights<T>> {
-        let shards = Shards::open(&self.path)?;
-        let tied = self.config.tied;
-        let Some(merge) = &self.merge else {
-            return shards.load(&self.path, tied, table, device, allow);
-        };
+        let Some(merge) = &self.merge else { return self.load_trained(table, device, allow) };
         let scoring = self.head == Head::Score;
         let missing = |name: &str| (allow.missing)(name) || scoring && merge.brings(name);
         let extra = |name: &str| (allow.extra)(name) || scoring && name == HEAD;
         let base = Allow { missing: &missing, extra: &extra };
-        let mut weights = shards.load(&self.path, tied, table, &Device::Cpu, base)?;
+        let mut weights = self.load_trained(table, &Device::Cpu, base)?;
         merge.apply(&mut weights)?;
         match device {
             Device::Cpu => Ok(weights),

@@ -170,6 +170,15 @@ fn a_folder_of_adapters_is_a_model_and_merges_into_one() {
     );
     assert!(collimate(&words).ok());
     assert_eq!(logps(&fixture.path("third")), logps(&merged));
+    // Adapters on adapters would leave the lower ones out.
+    let words = format!(
+        "merge --adapter {} --model {} --output-dir {}",
+        fixture.at("out"),
+        fixture.at("out"),
+        fixture.at("fourth")
+    );
+    fs::rename(fixture.path("moved"), &base).unwrap();
+    collimate(&words).fails(&["expected the base model of adapters, got adapters too"]);
 }
 
 #[test]
